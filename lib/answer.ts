@@ -1,0 +1,81 @@
+import type { Core } from './core.ts'
+import { IdempotencyError, renderError } from './errors.ts'
+import { publish, type EventName } from './events.ts'
+import type { Exchange } from './exchange.ts'
+import type { FastifyReply, FastifyRequest } from 'fastify'
+import type { RouteConfig } from './options.ts'
+import { resetHeaders, restore } from './response.ts'
+import type { Verdict } from './verdict.ts'
+
+/** The one place that answers in the handler's stead. */
+
+const EVENT_OF: Record<IdempotencyError['code'], EventName> = {
+  idempotency_key_invalid: 'invalid',
+  idempotency_key_missing: 'invalid',
+  idempotency_key_mismatch: 'mismatched',
+  idempotency_in_progress: 'conflicted',
+  idempotency_outcome_unknown: 'abandoned',
+  idempotency_response_unavailable: 'unreplayable',
+  idempotency_store_unavailable: 'store-error'
+}
+
+type Done = (error?: Error) => void
+
+/**
+ * Sends a replay or a refusal from a hook. `done` is never called after a reply was sent:
+ * that alone keeps Fastify from running the handler when the client leaves meanwhile.
+ */
+export function answer (core: Core, exchange: Exchange, verdict: Verdict, done: Done): void {
+  if ('refuse' in verdict) {
+    exchange.body.discard()
+    return refuse(core, exchange.request, exchange.reply, exchange.route, verdict.refuse, done, exchange)
+  }
+  const { reply } = exchange
+  markReplay(exchange, verdict)
+  reply.send(restore(reply, verdict.replay, core.config.replayedHeaderName) ?? undefined)
+}
+
+/** Refuses a request from a hook, in the form that its route asks for. */
+export function refuse (core: Core, request: FastifyRequest, reply: FastifyReply, route: RouteConfig, error: IdempotencyError, done: Done, exchange?: Exchange): void {
+  report(request, error, exchange)
+  setRetryAfter(reply, error)
+  if (route.errors === 'throw') return done(error)
+  reply.send(render(core, request, reply, route, error))
+}
+
+/** Replaces a reply that is on its way in onSend: the lease was lost, its outcome must not be seen. */
+export function replaceReply (core: Core, exchange: Exchange, verdict: Verdict, done: (error: Error | null, payload?: unknown) => void): void {
+  const { request, reply, route } = exchange
+  resetHeaders(reply, exchange.headersBefore)
+  if ('replay' in verdict) {
+    markReplay(exchange, verdict)
+    return done(null, restore(reply, verdict.replay, core.config.replayedHeaderName))
+  }
+  report(request, verdict.refuse, exchange)
+  setRetryAfter(reply, verdict.refuse)
+  if (route.errors === 'throw') return done(verdict.refuse)
+  done(null, render(core, request, reply, route, verdict.refuse))
+}
+
+function markReplay (exchange: Exchange, { replay }: { replay: Exchange['replay'] & object }): void {
+  exchange.replay = replay
+  exchange.replayed = true
+  exchange.request.log.debug({ status: replay.status }, 'idempotency: replayed')
+  publish('replayed', exchange.request, exchange, { status: replay.status })
+}
+
+function report (request: FastifyRequest, error: IdempotencyError, exchange: Exchange | undefined): void {
+  request.log.debug({ code: error.code }, 'idempotency: refused')
+  publish(EVENT_OF[error.code], request, exchange, error.cause === undefined ? {} : { error: error.cause })
+}
+
+function setRetryAfter (reply: FastifyReply, { retryAfter }: IdempotencyError): void {
+  if (retryAfter !== undefined) reply.header('retry-after', retryAfter)
+}
+
+function render (core: Core, request: FastifyRequest, reply: FastifyReply, route: RouteConfig, error: IdempotencyError): string {
+  // A string: the route's response schema would strip the fields of an object.
+  const { contentType, payload } = renderError(error, request, route.errors as Exclude<RouteConfig['errors'], 'throw'>, core.config.docsUrl)
+  reply.code(error.statusCode).header('content-type', contentType)
+  return payload
+}

@@ -1,0 +1,193 @@
+import type { FastifyInstance, FastifyReply, FastifyRequest, RouteOptions as FastifyRoute } from 'fastify'
+import { RequestBody } from './body.ts'
+import type { Core } from './core.ts'
+import { Exchange } from './exchange.ts'
+import { noteError, watchHandler, watchReply } from './handler.ts'
+import { onSend } from './keep.ts'
+import { parseRouteOptions, type Config, type RouteConfig, type Stage } from './options.ts'
+import { act, refuseMissing, take } from './take.ts'
+import { handlerEnded, handlerFailed } from './settle.ts'
+import { tracingChannel } from 'node:diagnostics_channel'
+import type { Readable } from 'node:stream'
+
+type Done = (error?: Error) => void
+
+/** Whether and how a route takes part. @throws {TypeError} naming the route when its options are wrong. */
+export function routeConfig (config: Config, given: unknown, methods: string[], url: string): RouteConfig | undefined {
+  if (given === false || (given === undefined && !config.global)) return undefined
+  const takesPart = methods.some(method => config.methods.has(method))
+  if (given === undefined) return takesPart ? config.route : undefined
+  const name = `${methods.join(',')} ${url}`
+  const route = parseRouteOptions(given, config, name)
+  if (!takesPart && methods.join() !== 'HEAD') {
+    throw new TypeError(`fastify-idempotency: config.idempotency of ${name} has no effect: the option "methods" covers ${[...config.methods].join(', ')} only; add the method there, or remove the config`)
+  }
+  return takesPart ? route : undefined
+}
+
+/**
+ * Puts the plugin on one route that is being declared: every hook at the end of its stage,
+ * but for onSend, which stands before the route's own so that @fastify/compress comes after.
+ * Arrays are made anew: those in `route` are the user's own.
+ */
+export function attachToRoute (core: Core, declared: FastifyRoute): void {
+  const methods = [declared.method].flat().map(method => method.toUpperCase())
+  const route = routeConfig(core.config, declared.config?.idempotency, methods, declared.url)
+  if (route === undefined) return
+  const several = methods.some(method => !core.config.methods.has(method))
+  const takesPart = (request: FastifyRequest): boolean => !several || core.config.methods.has(request.method)
+
+  let last: boolean | undefined
+  const onRequest = (request: FastifyRequest, reply: FastifyReply, done: Done): void => {
+    if (!takesPart(request)) return done()
+    const exchange = begin(core, request, reply, route, request.raw, false)
+    if (exchange === undefined) return needKey(core, request, reply, route, done)
+    // A hook that another plugin has put behind this one must have its say first.
+    last ??= [declared.onRequest].flat().at(-1) === onRequest
+    if (last && route.hook === 'onRequest') take(core, exchange, done)
+    else done()
+  }
+  append(declared, 'onRequest', onRequest)
+  append(declared, 'preParsing', (request: FastifyRequest, _reply: FastifyReply, _payload: unknown, done: Done) => endOfPreParsing(core, request, done))
+  if (isLate(route.hook)) {
+    append(declared, route.hook, (request: FastifyRequest, _reply: FastifyReply, done: Done) => takeAndAct(core, request, done))
+  }
+  append(declared, 'onError', (request: FastifyRequest, _reply: FastifyReply, error: Error, done: Done) => {
+    noteError(request, error)
+    done()
+  })
+  declared.onSend = [onSend(core, false), ...[declared.onSend ?? []].flat()]
+  declared.handler = watchHandler(core, declared.handler)
+}
+
+/**
+ * Puts the plugin on the routes that were declared before it was loaded, through hooks of
+ * the instance: each runs after all of the stage before it.
+ */
+export function attachToInstance (core: Core, instance: FastifyInstance): void {
+  const known = new WeakMap<object, RouteConfig | null>()
+  const seen = new WeakSet<object>()
+  instance.addHook('onRoute', route => {
+    // A copy: the user's own object may also serve a route that was declared earlier.
+    route.config = { ...route.config }
+    seen.add(route.config)
+  })
+  const routeOf = (request: FastifyRequest): RouteConfig | null => {
+    if (!core.config.methods.has(request.method) || request.is404) return null
+    const { config, method, url } = request.routeOptions
+    let route = known.get(config)
+    if (route === undefined) {
+      route = routeConfig(core.config, config.idempotency, [method].flat(), String(url)) ?? null
+      known.set(config, route)
+    }
+    return route
+  }
+  const unseen = (request: FastifyRequest): Exchange | undefined => {
+    const exchange = request.idempotency as Exchange | null
+    return exchange?.unseen === true ? exchange : undefined
+  }
+
+  instance.addHook('preParsing', (request, reply, payload, done) => {
+    if (request.idempotency !== null) return done()
+    let route
+    try {
+      route = routeOf(request)
+    } catch (error) {
+      return done(error as Error)
+    }
+    if (route === null || seen.has(request.routeOptions.config)) return done()
+    const exchange = begin(core, request, reply, route, payload as Readable, true)
+    if (exchange === undefined) return needKey(core, request, reply, route, done as Done)
+    if (route.hook === 'preHandler') return done(tooLate(request))
+    if (route.hook === 'onRequest') return takeAndAct(core, request, done as Done)
+    done()
+  })
+  instance.addHook('preValidation', (request, _reply, done) => {
+    const exchange = unseen(request)
+    if (exchange === undefined) return done()
+    exchange.letThrough = true
+    if (exchange.route.hook === 'preParsing') takeAndAct(core, request, done as Done)
+    else done()
+  })
+  instance.addHook('preHandler', (request, _reply, done) => {
+    const exchange = unseen(request)
+    if (exchange === undefined) return done()
+    const run = (error?: Error): void => {
+      if (error === undefined && exchange.holding) watchReply(core, exchange)
+      done(error)
+    }
+    if (exchange.route.hook === 'preValidation') takeAndAct(core, request, run)
+    else run()
+  })
+  instance.addHook('onError', (request, _reply, error, done) => {
+    if (unseen(request) !== undefined) noteError(request, error)
+    done()
+  })
+  instance.addHook('onSend', onSend(core, true))
+  watchTracedHandlers(core, instance)
+}
+
+/** Handlers of routes declared earlier cannot be wrapped; Fastify's tracing channel tells their end. */
+function watchTracedHandlers (core: Core, instance: FastifyInstance): void {
+  const ended = (message: unknown): void => {
+    const { request, error } = message as { request: FastifyRequest, error?: unknown }
+    const exchange = request.idempotency as Exchange | null | undefined
+    if (exchange?.unseen !== true || exchange.token === undefined) return
+    if (error === undefined) handlerEnded(core, exchange, undefined)
+    else handlerFailed(core, exchange)
+  }
+  const { asyncEnd } = tracingChannel('fastify.request.handler')
+  asyncEnd.subscribe(ended)
+  instance.addHook('onClose', (_instance, done) => {
+    asyncEnd.unsubscribe(ended)
+    done()
+  })
+}
+
+/** Starts to watch the request's body if the request may carry a key. */
+function begin (core: Core, request: FastifyRequest, reply: FastifyReply, route: RouteConfig, stream: Readable, unseen: boolean): Exchange | undefined {
+  if (route.key === undefined && request.headers[core.config.header] === undefined) return undefined
+  const body = new RequestBody(request, stream, route.fingerprint !== undefined)
+  const exchange = new Exchange(request, reply, route, body, unseen)
+  request.idempotency = exchange
+  return exchange
+}
+
+function needKey (core: Core, request: FastifyRequest, reply: FastifyReply, route: RouteConfig, done: Done): void {
+  if (route.required) refuseMissing(core, request, reply, route, done)
+  else done()
+}
+
+function endOfPreParsing (core: Core, request: FastifyRequest, done: Done): void {
+  const exchange = request.idempotency as Exchange | null
+  if (exchange === null) return done()
+  exchange.letThrough = true
+  if (isLate(exchange.route.hook)) done()
+  else takeAndAct(core, request, done)
+}
+
+function takeAndAct (core: Core, request: FastifyRequest, done: Done): void {
+  const exchange = request.idempotency as Exchange | null
+  if (exchange === null) return done()
+  if (exchange.unseen) exchange.letThrough = true
+  if (exchange.taken) return act(core, exchange, done)
+  take(core, exchange, error => {
+    if (error !== undefined) done(error)
+    else act(core, exchange, done)
+  })
+}
+
+function isLate (hook: Stage): hook is 'preValidation' | 'preHandler' {
+  return hook === 'preValidation' || hook === 'preHandler'
+}
+
+function tooLate (request: FastifyRequest): Error {
+  return new Error(`fastify-idempotency: ${request.method} ${String(request.routeOptions.url)} was declared before the plugin was loaded, so that hook: 'preHandler' cannot be honoured; write \`await app.register(idempotency)\` before the route`)
+}
+
+type HookName = 'onRequest' | 'preParsing' | 'preValidation' | 'preHandler' | 'onError'
+
+function append (route: FastifyRoute, name: HookName, hook: unknown): void {
+  const hooks = route as unknown as Record<HookName, unknown>
+  hooks[name] = [...[hooks[name] ?? []].flat(), hook]
+}

@@ -1,0 +1,91 @@
+import { createHash, hash, type Hash } from 'node:crypto'
+import type { Readable } from 'node:stream'
+import type { FastifyRequest } from 'fastify'
+
+/** Hashes a request's body while it passes, in constant memory and without replacing the stream. */
+export class RequestBody {
+  /** Every byte has arrived. */
+  whole: boolean
+  readonly #stream: Readable | undefined
+  readonly #chunks: Buffer[] = []
+  readonly #collect: boolean
+  #hash: Hash | undefined
+  #waiting: ((error?: Error) => void) | undefined
+
+  /** `collect`: keep the bytes, for `bytes()`; otherwise only their digest. */
+  constructor (request: FastifyRequest, stream: Readable, collect: boolean) {
+    this.#collect = collect
+    this.whole = !hasBody(request)
+    if (this.whole) return
+    this.#stream = stream
+    stream.on('data', this.#onData)
+    // A listener makes the stream flow; only whoever reads the body may do that.
+    stream.pause()
+    stream.once('end', this.#onEnd)
+    stream.once('close', this.#onClose)
+  }
+
+  /** The SHA-256 of the body; only once it is whole. */
+  digest (): string {
+    if (this.#hash !== undefined) return this.#hash.digest('base64url')
+    return hash('sha256', this.#chunks[0] ?? '', 'base64url')
+  }
+
+  /** The body; only once it is whole, and only with `collect`. */
+  bytes (): Buffer {
+    return Buffer.concat(this.#chunks)
+  }
+
+  /** Reads what nobody else will read, and calls back when the body is whole or was cut off. */
+  drain (done: (error?: Error) => void): void {
+    if (this.whole) return done()
+    if (this.#stream?.destroyed !== false) return done(cutOff())
+    this.#waiting = done
+    this.#stream.resume()
+  }
+
+  /** Lets the rest of an unwanted body pass, so that the connection can be used again. */
+  discard (): void {
+    if (!this.whole) this.#stream?.off('data', this.#onData).resume()
+  }
+
+  #onData = (chunk: Buffer | string): void => {
+    const bytes = typeof chunk === 'string' ? Buffer.from(chunk) : chunk
+    // One chunk, the usual case, is cheaper to hash in one shot at the end.
+    const [first] = this.#chunks
+    if (first === undefined || this.#collect) {
+      this.#chunks.push(bytes)
+    } else {
+      this.#hash ??= createHash('sha256').update(first)
+      this.#hash.update(bytes)
+    }
+  }
+
+  #onEnd = (): void => {
+    this.whole = true
+    this.#settle()
+  }
+
+  #onClose = (): void => {
+    if (!this.whole) this.#settle(cutOff())
+  }
+
+  #settle (error?: Error): void {
+    const waiting = this.#waiting
+    this.#waiting = undefined
+    waiting?.(error)
+  }
+}
+
+/** Answers a request whose client is gone, as Fastify's own parser does. */
+export function cutOff (): Error {
+  return Object.assign(new Error('The request body was cut off'), { statusCode: 400 })
+}
+
+/** Whether a parser will read this request, or HTTP says that there is something to read. */
+function hasBody ({ headers, raw }: FastifyRequest): boolean {
+  const length = headers['content-length']
+  if (headers['content-type'] !== undefined || headers['transfer-encoding'] !== undefined || (length !== undefined && length !== '0')) return true
+  // HTTP/2 needs neither header: END_STREAM on the HEADERS frame tells (RFC 9113, section 8.1).
+  return (raw as { stream?: { endAfterHeaders?: boolean } }).stream?.endAfterHeaders === false
+}

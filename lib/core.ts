@@ -1,0 +1,12 @@
+import type { FastifyBaseLogger } from 'fastify'
+import type { Leases } from './leases.ts'
+import type { Config } from './options.ts'
+import type { Store } from './store.ts'
+
+/** What every step of the request's way needs of the instance. */
+export interface Core {
+  config: Config
+  store: Store
+  leases: Leases
+  log: FastifyBaseLogger
+}

@@ -1,0 +1,53 @@
+import type { FastifyReply, FastifyRequest, RouteHandlerMethod } from 'fastify'
+import type { Core } from './core.ts'
+import type { Exchange } from './exchange.ts'
+import { handlerEnded, handlerFailed } from './settle.ts'
+
+/**
+ * Watches a handler to its end, which no hook tells where the client has left or Fastify
+ * has answered in the handler's place.
+ */
+export function watchHandler (core: Core, handler: RouteHandlerMethod): RouteHandlerMethod {
+  return function (request, reply) {
+    const exchange = request.idempotency as Exchange | null
+    if (exchange === null || !exchange.holding) return handler.call(this, request, reply)
+    watchReply(core, exchange)
+    const result: unknown = handler.call(this, request, reply)
+    if (typeof (result as PromiseLike<unknown> | undefined)?.then === 'function') watchPromise(core, exchange, result as PromiseLike<unknown>)
+    else if (result !== undefined) exchange.handler = 'ended'
+    return result
+  }
+}
+
+/** Notes calls of `reply.send`, and that a handler has returned the reply itself. */
+export function watchReply (core: Core, exchange: Exchange): void {
+  const { reply } = exchange
+  exchange.handler = 'running'
+  const send = reply.send
+  const then = reply.then
+  reply.send = function (this: FastifyReply, payload?: unknown) {
+    exchange.sendCalled = true
+    // The late reply of a handler that was answered for is all that is heard of its end.
+    if (exchange.timedOut && exchange.handler === 'running' && this.sent) {
+      if (payload instanceof Error) handlerFailed(core, exchange)
+      else handlerEnded(core, exchange, payload)
+    }
+    return send.call(this, payload)
+  } as FastifyReply['send']
+  reply.then = function (this: FastifyReply, fulfilled, rejected) {
+    exchange.delegated = true
+    return then.call(this, fulfilled, rejected)
+  }
+}
+
+export function watchPromise (core: Core, exchange: Exchange, result: PromiseLike<unknown>): void {
+  result.then(value => handlerEnded(core, exchange, value), () => handlerFailed(core, exchange))
+}
+
+/** Marks replies that Fastify sends in a handler's place, and bodies that a parser refused. */
+export function noteError (request: FastifyRequest, error: Error): void {
+  const exchange = request.idempotency as Exchange | null
+  if (exchange === null) return
+  if ((error as { code?: string }).code === 'FST_ERR_HANDLER_TIMEOUT') exchange.timedOut = true
+  if (exchange.handler === 'none' && !exchange.body.whole) exchange.refusedBody = true
+}

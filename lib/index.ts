@@ -1,0 +1,75 @@
+import type { FastifyInstance } from 'fastify'
+import fp from 'fastify-plugin'
+import { attachToInstance, attachToRoute } from './attach.ts'
+import type { Core } from './core.ts'
+import type { RequestIdempotency } from './exchange.ts'
+import { Leases } from './leases.ts'
+import { createOperator, type Operator } from './operator.ts'
+import { parseOptions, type Config, type FastifyIdempotencyOptions, type RouteOptions } from './options.ts'
+import type { Store } from './store.ts'
+import { MemoryStore } from './stores/memory.ts'
+import { RedisStore, type RedisClient } from './stores/redis.ts'
+
+declare module 'fastify' {
+  interface FastifyContextConfig {
+    /** `false` opts the route out, `true` opts it in, an object tunes it. */
+    idempotency?: boolean | RouteOptions
+  }
+  interface FastifyRequest {
+    /** `null` where the plugin does nothing for this request. */
+    idempotency: RequestIdempotency | null
+  }
+  interface FastifyInstance {
+    idempotency: Operator
+  }
+}
+
+/** Registers the plugin. @throws {TypeError} naming a wrong or unknown option. */
+async function plugin (instance: FastifyInstance, options: FastifyIdempotencyOptions): Promise<void> {
+  const config = parseOptions(options)
+  const store = chooseStore(instance, config)
+  const core: Core = { config, store, leases: new Leases(store, config.storeTimeout), log: instance.log }
+
+  instance.decorate('idempotency', createOperator(core))
+  instance.decorateRequest('idempotency', null)
+  instance.addHook('onRoute', route => attachToRoute(core, route))
+  if (hasRoutes(instance)) attachToInstance(core, instance)
+  instance.addHook('onClose', async () => {
+    await core.leases.idle()
+    core.leases.stop()
+    await store.close?.()
+  })
+}
+
+function chooseStore (instance: FastifyInstance, { store, redis }: Config): Store {
+  if (store !== undefined) return store
+  if (redis !== undefined) return new RedisStore(redis)
+  const shared = (instance as { redis?: unknown }).redis as (Partial<RedisClient> & object) | undefined
+  if (shared === undefined) {
+    instance.log.info('idempotency: no Redis client at hand; keys are kept in this process only')
+    return new MemoryStore()
+  }
+  if (shared.callBuffer === undefined) {
+    const names = Object.keys(shared).map(name => `fastify.redis.${name}`)
+    throw new TypeError(`fastify-idempotency: fastify.redis holds namespaces; choose one with the option "redis": ${names.join(' or ')}`)
+  }
+  return new RedisStore(shared as RedisClient)
+}
+
+/** Whether a route may exist that `onRoute` has not seen; without one no hook runs for routes that take no part. */
+function hasRoutes (instance: FastifyInstance): boolean {
+  return instance.printRoutes() !== '(empty tree)'
+}
+
+export const fastifyIdempotency = fp(plugin, { fastify: '5.x', name: 'fastify-idempotency' })
+export default fastifyIdempotency
+
+export { IdempotencyError, type ErrorForm, type IdempotencyErrorCode } from './errors.ts'
+export type { EventName, IdempotencyEvent } from './events.ts'
+export type { RequestIdempotency } from './exchange.ts'
+export type { Inspection, KeyOf, Operator } from './operator.ts'
+export type { FastifyIdempotencyOptions, RouteOptions, Stage } from './options.ts'
+export type { Awaitable, Claim, ClaimRequest, Entry, Outcome, Store } from './store.ts'
+export { MemoryStore, type MemoryStoreOptions } from './stores/memory.ts'
+export { decodeOutcome, encodeOutcome } from './stores/record.ts'
+export { RedisStore, type RedisClient } from './stores/redis.ts'

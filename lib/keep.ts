@@ -1,0 +1,89 @@
+import type { onSendHookHandler } from 'fastify'
+import { replaceReply } from './answer.ts'
+import type { Core } from './core.ts'
+import type { Exchange } from './exchange.ts'
+import { capture, restore, unreplayable, unwrapResponse } from './response.ts'
+import { settle } from './settle.ts'
+import { isStream, tee, type ByteStream } from './tee.ts'
+import { settlement } from './verdict.ts'
+
+type Done = (error?: Error | null, payload?: unknown) => void
+
+/** The onSend hook: the outcome is in the store before the reply leaves. */
+export function keep (core: Core, exchange: Exchange, payload: unknown, done: Done): void {
+  const { reply } = exchange
+  if (exchange.replay !== undefined) {
+    // Hooks before this one have run over the kept payload a second time; undo it.
+    return done(null, restore(reply, exchange.replay, core.config.replayedHeaderName))
+  }
+  if (!exchange.holding && !exchange.settled) return done()
+  const body = isResponse(payload) ? unwrapResponse(reply, payload) : payload
+  switch (settlement(exchange, reply.statusCode)) {
+    case 'leave': return done(null, body)
+    case 'free': return free(core, exchange, body, done)
+    case 'keep': return keepBody(core, exchange, body, done)
+    case 'wait':
+      exchange.sending = true
+      exchange.body.drain(error => error === undefined ? keepBody(core, exchange, body, done) : free(core, exchange, body, done))
+  }
+}
+
+function free (core: Core, exchange: Exchange, body: unknown, done: Done): void {
+  exchange.body.discard()
+  settleReply(core, exchange, undefined, body, done)
+}
+
+function keepBody (core: Core, exchange: Exchange, body: unknown, done: Done): void {
+  const { reply, route } = exchange
+  let outcome
+  try {
+    outcome = capture(reply, exchange.fingerprint, route.replayHeaders)
+  } catch (error) {
+    return done(error as Error)
+  }
+  if (isStream(body)) return keepStream(core, exchange, outcome, body, done)
+  if (typeof body === 'string' || Buffer.isBuffer(body)) {
+    const length = typeof body === 'string' ? Buffer.byteLength(body) : body.length
+    if (length > route.maxResponseBytes) outcome = unreplayable(outcome.status, outcome.fingerprint)
+    else outcome.body = body
+  } else if (body !== undefined && body !== null) {
+    // Fastify refuses such a payload after onSend (FST_ERR_REP_INVALID_PAYLOAD_TYPE).
+    return done(null, body)
+  }
+  settleReply(core, exchange, outcome, body, done)
+}
+
+function settleReply (core: Core, exchange: Exchange, outcome: Parameters<typeof settle>[2], body: unknown, done: Done): void {
+  exchange.sending = true
+  settle(core, exchange, outcome, settled => {
+    exchange.sending = false
+    if (settled === undefined) done(null, body)
+    else replaceReply(core, exchange, settled.instead, done)
+  })
+}
+
+function keepStream (core: Core, exchange: Exchange, outcome: ReturnType<typeof capture>, source: ByteStream, done: Done): void {
+  exchange.sending = true
+  const end = (result: typeof outcome | undefined): Promise<boolean> => new Promise(resolve => {
+    settle(core, exchange, result, settled => {
+      exchange.sending = false
+      resolve(settled === undefined)
+    })
+  })
+  done(null, tee(source, exchange.route.maxResponseBytes,
+    body => end(body === undefined ? unreplayable(outcome.status, outcome.fingerprint) : { ...outcome, body }),
+    async () => { if (!exchange.settled) await end(undefined) }))
+}
+
+function isResponse (payload: unknown): payload is Response {
+  return Object.prototype.toString.call(payload) === '[object Response]'
+}
+
+/** The hook in Fastify's form; costs a property read where nothing is to be kept. */
+export function onSend (core: Core, unseen: boolean): onSendHookHandler<unknown> {
+  return (request, _reply, payload, done) => {
+    const exchange = request.idempotency as Exchange | null
+    if (exchange === null || exchange.unseen !== unseen) return done()
+    keep(core, exchange, payload, done)
+  }
+}

@@ -1,0 +1,29 @@
+import type { FastifyRequest } from 'fastify'
+import { IdempotencyError } from './errors.ts'
+import type { Config } from './options.ts'
+
+/**
+ * The idempotency key in the header, as the client sent it; `undefined` without the header.
+ * Two lines are one key too many: Node.js would join them with a comma.
+ * @throws {IdempotencyError} idempotency_key_invalid when it came on two.
+ */
+export function readKey (request: FastifyRequest, { header, headerName }: Config): string | undefined {
+  const value = request.headers[header]
+  if (value === undefined) return undefined
+  if (Array.isArray(value) || (value.includes(',') && countLines(request.raw.rawHeaders, header) > 1)) {
+    throw new IdempotencyError('idempotency_key_invalid', `The ${headerName} header must be sent once; it came on several lines.`)
+  }
+  return value
+}
+
+/** What is wrong with a key, or `null`; a `key` option may have returned anything. */
+export function keyError (key: unknown, maxLength: number): Error | null {
+  if (typeof key !== 'string') return new TypeError(`fastify-idempotency: option "key" must return a string or undefined, got ${typeof key}`)
+  if (key.length > maxLength) return new IdempotencyError('idempotency_key_invalid', `The idempotency key has ${key.length} characters; at most ${maxLength} are allowed.`)
+  if (key.trim() === '') return new IdempotencyError('idempotency_key_invalid', 'The idempotency key must not be empty. Send a fresh value, such as a UUID, for each operation.')
+  return null
+}
+
+function countLines (rawHeaders: string[], header: string): number {
+  return rawHeaders.filter((name, index) => index % 2 === 0 && name.toLowerCase() === header).length
+}

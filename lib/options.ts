@@ -1,0 +1,207 @@
+import type { FastifyRequest } from 'fastify'
+import type { ErrorForm } from './errors.ts'
+import type { RedisClient } from './stores/redis.ts'
+import { assertStore, type Store } from './store.ts'
+
+/** The stage at whose end the key is taken. */
+export type Stage = 'onRequest' | 'preParsing' | 'preValidation' | 'preHandler'
+
+type MaybePromise<T> = T | Promise<T>
+
+/** What a route may set for itself in `config.idempotency`; everything else is the instance's. */
+export interface RouteOptions {
+  /** Where the key comes from. Default: the header `headerName`. */
+  key?: (request: FastifyRequest) => MaybePromise<string | undefined>
+  /** Characters that a key may have. Default 255. */
+  maxKeyLength?: number
+  /** Refuse requests without a key (`400 idempotency_key_missing`). Default false. */
+  required?: boolean
+  /** Whose key it is; stored hashed only. Default: the `Authorization` header, else `x-api-key`, else one anonymous scope. */
+  scope?: (request: FastifyRequest) => MaybePromise<string | undefined>
+  /** What makes two requests the same, beside method and route. Default: method, URL and raw body bytes. */
+  fingerprint?: (request: FastifyRequest, body: Buffer) => string | Buffer
+  /** The stage at whose end the key is taken. Default `'onRequest'`. */
+  hook?: Stage
+  /** Milliseconds that a kept response lives. Default 86,400,000 (24 hours). */
+  ttl?: number
+  /** Milliseconds after which a holder that has gone silent loses the key. Default 30,000. */
+  lease?: number
+  /** What a retry gets after the holder died: run again, or `409 idempotency_outcome_unknown`. Default `'retry'`. */
+  abandoned?: 'retry' | 'reject'
+  /** What a duplicate gets while the original runs: a 409 at once, or after waiting for `wait` ms. Default `'reject'`. */
+  inFlight?: 'reject' | { wait: number }
+  /** Seconds in `Retry-After`. Default 1. */
+  retryAfter?: number
+  /** Which statuses are kept. Default: 2xx, 3xx and 4xx except 429. */
+  cacheable?: (statusCode: number) => boolean
+  /** A larger response is sent, but kept only as "done, not replayable". Default 1,048,576 bytes. */
+  maxResponseBytes?: number
+  /** Which response headers are kept, by lower-case name. */
+  replayHeaders?: (name: string) => boolean
+  /** When the store cannot be reached in time: `503 idempotency_store_unavailable`, or run unprotected. Default `'reject'`. */
+  onStoreError?: 'reject' | 'bypass'
+  /** The form of the plugin's own answers. Default `'envelope'`. */
+  errors?: ErrorForm
+}
+
+/** The plugin's options. */
+export interface FastifyIdempotencyOptions extends RouteOptions {
+  /** An object of the store contract. Default: Redis where a client is at hand, else in-process. */
+  store?: Store
+  /** An ioredis (or compatible) client. Default: `fastify.redis`, if @fastify/redis is registered. */
+  redis?: RedisClient
+  /** Stands before every key in the store. Default `'idempotency:'`. */
+  prefix?: string
+  /** Whether every route of `methods` takes part, or only those with `config.idempotency`. Default true. */
+  global?: boolean
+  /** Default `['POST', 'PATCH']`. */
+  methods?: string[]
+  /** Default `'Idempotency-Key'`. */
+  headerName?: string
+  /** Default `'Idempotent-Replayed'`. */
+  replayedHeaderName?: string
+  /** Milliseconds for any one store operation. Default 1,000. */
+  storeTimeout?: number
+  /** The base of the error `type`: `docsUrl + '#' + code`. Default: `urn:problem-type:<code>`. */
+  docsUrl?: string
+  /** The rules of the protocol. Only `'default'` in this release. */
+  profile?: 'default'
+}
+
+type Optional = 'key' | 'fingerprint'
+/** A route's options with every default in place. */
+export type RouteConfig = Required<Omit<RouteOptions, Optional>> & Pick<RouteOptions, Optional>
+/** The plugin's options with every default in place. */
+export interface Config {
+  store: Store | undefined
+  redis: RedisClient | undefined
+  prefix: string
+  global: boolean
+  methods: ReadonlySet<string>
+  /** As it is written in messages. */
+  headerName: string
+  /** As Node.js spells it in `request.headers`. */
+  header: string
+  replayedHeaderName: string
+  storeTimeout: number
+  docsUrl: string | undefined
+  route: RouteConfig
+}
+
+interface Rule { test: (value: unknown) => boolean, want: string }
+
+const isFunction = (value: unknown): boolean => typeof value === 'function'
+const isWhole = (value: unknown): boolean => Number.isSafeInteger(value) && (value as number) >= 1
+const oneOf = (...names: string[]): Rule => ({ test: value => names.includes(value as string), want: `one of ${names.map(name => `'${name}'`).join(', ')}` })
+const isToken = (value: unknown): boolean => typeof value === 'string' && /^[!#$%&'*+.^_`|~0-9A-Za-z-]+$/.test(value) // RFC 9110, section 5.6.2
+const FUNCTION: Rule = { test: isFunction, want: 'a function' }
+const BOOLEAN: Rule = { test: value => typeof value === 'boolean', want: 'true or false' }
+const FIELD_NAME: Rule = { test: isToken, want: 'the name of a header field' }
+const MAX_MS = 2 ** 43
+const MS: Rule = { test: value => isWhole(value) && (value as number) <= MAX_MS, want: `a whole number of milliseconds from 1 to ${MAX_MS}` }
+const TIMER_MS: Rule = { test: value => isWhole(value) && (value as number) < 2 ** 31, want: 'a whole number of milliseconds from 1 to 2147483647' }
+const ERRORS = oneOf('envelope', 'problem', 'throw')
+
+const ROUTE_RULES: Record<keyof RouteOptions, Rule> = {
+  key: FUNCTION,
+  maxKeyLength: { test: isWhole, want: 'a whole number of characters, at least 1' },
+  required: BOOLEAN,
+  scope: FUNCTION,
+  fingerprint: FUNCTION,
+  hook: oneOf('onRequest', 'preParsing', 'preValidation', 'preHandler'),
+  ttl: MS,
+  lease: TIMER_MS,
+  abandoned: oneOf('retry', 'reject'),
+  inFlight: {
+    test: value => value === 'reject' || (typeof value === 'object' && value !== null && Object.keys(value).join() === 'wait' && TIMER_MS.test((value as { wait: unknown }).wait)),
+    want: "'reject' or { wait: a whole number of milliseconds, at least 1 }"
+  },
+  retryAfter: { test: isWhole, want: 'a whole number of seconds, at least 1' },
+  cacheable: FUNCTION,
+  maxResponseBytes: { test: value => value === 0 || isWhole(value), want: 'a whole number of bytes, 0 or more' },
+  replayHeaders: FUNCTION,
+  onStoreError: oneOf('reject', 'bypass'),
+  errors: { test: value => isFunction(value) || ERRORS.test(value), want: `${ERRORS.want}, or a function` }
+}
+
+const RULES: Record<keyof FastifyIdempotencyOptions, Rule> = {
+  ...ROUTE_RULES,
+  store: { test: value => { assertStore(value); return true }, want: '' },
+  redis: { test: value => typeof value === 'object' || isFunction(value), want: 'an ioredis client' },
+  prefix: { test: value => typeof value === 'string', want: 'a string' },
+  global: BOOLEAN,
+  methods: { test: value => Array.isArray(value) && value.length > 0 && value.every(isToken), want: "an array of HTTP methods, such as ['POST', 'PATCH']" },
+  headerName: FIELD_NAME,
+  replayedHeaderName: FIELD_NAME,
+  storeTimeout: TIMER_MS,
+  docsUrl: { test: value => typeof value === 'string' && URL.canParse(value), want: 'an absolute URL' },
+  profile: oneOf('default')
+}
+
+const ROUTE_DEFAULTS: RouteConfig = {
+  maxKeyLength: 255,
+  required: false,
+  scope: credential,
+  hook: 'onRequest',
+  ttl: 86_400_000,
+  lease: 30_000,
+  abandoned: 'retry',
+  inFlight: 'reject',
+  retryAfter: 1,
+  cacheable: status => status >= 200 && status < 500 && status !== 429,
+  maxResponseBytes: 1_048_576,
+  replayHeaders: isReplayedByDefault,
+  onStoreError: 'reject',
+  errors: 'envelope'
+}
+
+/** @throws {TypeError} naming the first option that is unknown or wrong. */
+export function parseOptions (options: FastifyIdempotencyOptions): Config {
+  const given = check(options, RULES, 'fastify-idempotency: ')
+  const { store, redis, prefix = 'idempotency:', global = true, methods = ['POST', 'PATCH'], headerName = 'Idempotency-Key', replayedHeaderName = 'Idempotent-Replayed', storeTimeout = 1_000, docsUrl, profile: _profile, ...route } = given
+  if (store !== undefined && redis !== undefined) {
+    throw new TypeError('fastify-idempotency: options "store" and "redis" exclude each other; give the one that is to be used')
+  }
+  return { store, redis, prefix, global, methods: new Set(methods.map(method => method.toUpperCase())), headerName, header: headerName.toLowerCase(), replayedHeaderName, storeTimeout, docsUrl, route: { ...ROUTE_DEFAULTS, ...route } }
+}
+
+/** @throws {TypeError} naming the route and its first option that is unknown or wrong. */
+export function parseRouteOptions (given: unknown, config: Config, route: string): RouteConfig {
+  const where = `fastify-idempotency: config.idempotency of ${route}: `
+  if (given === true || given === undefined) return config.route
+  if (typeof given !== 'object' || given === null || Array.isArray(given)) {
+    throw new TypeError(`${where}must be true, false or an object of options, got ${show(given)}`)
+  }
+  return { ...config.route, ...check(given, ROUTE_RULES, where) }
+}
+
+function check<T extends object> (options: T, rules: Record<string, Rule>, where: string): T {
+  const given: Record<string, unknown> = {}
+  for (const [name, value] of Object.entries(options)) {
+    if (value === undefined) continue
+    const rule = Object.hasOwn(rules, name) ? rules[name] : undefined
+    if (rule === undefined) {
+      const why = Object.hasOwn(RULES, name) ? `option "${name}" cannot be set per route, only where the plugin is registered` : `unknown option "${name}"`
+      throw new TypeError(`${where}${why}; the options here are ${Object.keys(rules).join(', ')}`)
+    }
+    if (!rule.test(value)) throw new TypeError(`${where}option "${name}" must be ${rule.want}, got ${show(value)}`)
+    given[name] = value
+  }
+  return given as T
+}
+
+function show (value: unknown): string {
+  if (isFunction(value)) return 'a function'
+  return typeof value === 'object' ? JSON.stringify(value) : typeof value === 'string' ? `'${value}'` : String(value)
+}
+
+function credential ({ headers }: FastifyRequest): string | undefined {
+  return headers.authorization || String(headers['x-api-key'] ?? '') || undefined
+}
+
+/** Set anew on each response, or meant for one client at one moment. */
+const LIVE_HEADERS = new Set(['set-cookie', 'www-authenticate', 'retry-after', 'server-timing', 'age'])
+
+function isReplayedByDefault (name: string): boolean {
+  return !LIVE_HEADERS.has(name) && !/^(access-control-|ratelimit|x-ratelimit-)/.test(name)
+}

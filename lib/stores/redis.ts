@@ -1,0 +1,155 @@
+import { createHash } from 'node:crypto'
+import type { Claim, ClaimRequest, Entry, Outcome, Store } from '../store.ts'
+import { decodeOutcome, encodeOutcome } from './record.ts'
+
+/** The part of a client that is used: ioredis 5 and 6 (`Redis` or `Cluster`) and iovalkey fit. */
+export interface RedisClient {
+  callBuffer (command: string, ...args: Array<string | number | Buffer>): Promise<unknown>
+}
+
+/**
+ * A record in Redis is one string:
+ *
+ *     version u8 | state u8 | lease end f64 | attempt u32 | since f64 | token (36) | payload
+ *
+ * `payload` is the fingerprint while held, the encoded outcome once completed. Times are
+ * Redis' own clock in ms, so that clocks of the instances do not matter.
+ */
+const HEAD = 58
+const VERSION = 1
+const UNKNOWN_VERSION = 'IDEMPOTENCY_VERSION'
+
+const PRELUDE = `
+local function now ()
+  local t = redis.call('TIME')
+  return t[1] * 1000 + math.floor(t[2] / 1000)
+end
+local function put (key, state, lease, attempt, since, token, payload, px)
+  redis.call('SET', key, struct.pack('>BBdI4d', ${VERSION}, string.byte(state), lease, attempt, since) .. token .. payload, 'PX', px)
+end
+local record = redis.call('GET', KEYS[1])
+local version, state, lease, attempt, since, token
+if record then
+  version = string.byte(record, 1)
+  if version ~= ${VERSION} then return redis.error_reply('${UNKNOWN_VERSION} ' .. version) end
+  state = string.sub(record, 2, 2)
+  lease, attempt, since = struct.unpack('>dI4d', string.sub(record, 3, 22))
+  token = string.sub(record, 23, ${HEAD})
+end
+`
+
+const script = (body: string) => {
+  const source = PRELUDE + body
+  return { source, sha: createHash('sha1').update(source).digest('hex') }
+}
+
+// ARGV: token, lease, ttl, takeover
+const CLAIM = script(`
+local at = now()
+local count, took = 1, 0
+if record then
+  if state == 'c' then return {'c', attempt, string.sub(record, ${HEAD + 1})} end
+  if state == 'h' then
+    if token == ARGV[1] then return {'a', attempt, 0} end
+    if lease > at then return {'h', attempt, string.sub(record, ${HEAD + 1})} end
+    if ARGV[4] == '0' then return {'x', attempt, string.sub(record, ${HEAD + 1})} end
+    took = 1
+  end
+  count = attempt + 1
+end
+put(KEYS[1], 'h', at + ARGV[2], count, at, ARGV[1], '', ARGV[2] + ARGV[3])
+return {'a', count, took}
+`)
+
+// ARGV: token, lease, ttl, fingerprint
+const RENEW = script(`
+if not record or state ~= 'h' or token ~= ARGV[1] then return 0 end
+local payload = ARGV[4] ~= '' and ARGV[4] or string.sub(record, ${HEAD + 1})
+put(KEYS[1], 'h', now() + ARGV[2], attempt, since, token, payload, ARGV[2] + ARGV[3])
+return 1
+`)
+
+// ARGV: token, ttl, state, payload
+const END = script(`
+if not record or token ~= ARGV[1] then return 0 end
+put(KEYS[1], ARGV[3], 0, attempt, now(), token, ARGV[4], ARGV[2])
+return 1
+`)
+
+const READ = script(`
+if not record then return false end
+local left = redis.call('PTTL', KEYS[1])
+return {string.sub(record, 1, ${HEAD}), string.sub(record, ${HEAD + 1}), string.format('%.0f', now() + left)}
+`)
+
+/**
+ * Keeps everything in Redis (6.2 or later) or Valkey: one key per idempotency key, one
+ * round trip per step. The client stays the caller's: it is never closed here.
+ */
+export class RedisStore implements Store {
+  readonly #client: RedisClient
+
+  /** @throws {TypeError} when `client` is not an ioredis-compatible client. */
+  constructor (client: RedisClient) {
+    if (typeof (client as Partial<RedisClient> | null)?.callBuffer !== 'function') {
+      throw new TypeError('fastify-idempotency: option "redis" must be an ioredis client or one compatible with it (iovalkey, an ioredis Cluster): it has no method "callBuffer"')
+    }
+    this.#client = client
+  }
+
+  async claim (key: string, { token, lease, ttl, takeover }: ClaimRequest): Promise<Claim> {
+    const [state, attempt, rest] = await this.#run(CLAIM, key, token, lease, ttl, takeover ? 1 : 0) as [Buffer, number, Buffer | number]
+    switch (String(state)) {
+      case 'a': return { outcome: 'acquired', attempt, takeover: rest === 1 }
+      case 'h': return { outcome: 'held', attempt, fingerprint: String(rest) }
+      case 'x': return { outcome: 'abandoned', attempt, fingerprint: String(rest) }
+      default: return { outcome: 'completed', attempt, result: decodeOutcome(rest as Buffer) }
+    }
+  }
+
+  async renew (key: string, token: string, lease: number, ttl: number, fingerprint = ''): Promise<boolean> {
+    return await this.#run(RENEW, key, token, lease, ttl, fingerprint) === 1
+  }
+
+  async complete (key: string, token: string, outcome: Outcome, ttl: number): Promise<boolean> {
+    return await this.#run(END, key, token, ttl, 'c', encodeOutcome(outcome)) === 1
+  }
+
+  async release (key: string, token: string, ttl: number): Promise<boolean> {
+    return await this.#run(END, key, token, ttl, 'f', '') === 1
+  }
+
+  async read (key: string): Promise<Entry | undefined> {
+    const found = await this.#run(READ, key) as [Buffer, Buffer, Buffer] | null
+    if (found === null) return undefined
+    const [head, payload, until] = found
+    const state = ({ h: 'held', f: 'freed', c: 'completed' } as const)[String.fromCharCode(head.readUInt8(1)) as 'h' | 'f' | 'c']
+    return {
+      state,
+      attempt: head.readUInt32BE(10),
+      since: head.readDoubleBE(14),
+      until: state === 'held' ? head.readDoubleBE(2) : Number(String(until)),
+      result: state === 'completed' ? decodeOutcome(payload) : undefined
+    }
+  }
+
+  async remove (key: string): Promise<boolean> {
+    return await this.#client.callBuffer('DEL', key) === 1
+  }
+
+  /** EVALSHA, and EVAL where the server does not know the script (first use, SCRIPT FLUSH, failover). */
+  async #run ({ sha, source }: ReturnType<typeof script>, key: string, ...args: Array<string | number | Buffer>): Promise<unknown> {
+    try {
+      return await this.#client.callBuffer('EVALSHA', sha, 1, key, ...args)
+    } catch (error) {
+      if (!String(error).includes('NOSCRIPT')) throw explain(error)
+    }
+    return await this.#client.callBuffer('EVAL', source, 1, key, ...args).catch((error: unknown) => { throw explain(error) })
+  }
+}
+
+function explain (error: unknown): unknown {
+  const version = new RegExp(`${UNKNOWN_VERSION} (\\d+)`).exec(String(error))?.[1]
+  if (version === undefined) return error
+  return new Error(`The record in Redis has the unknown version ${version}; this release reads version ${VERSION}. Remove the key, or let it expire, before mixing releases.`, { cause: error })
+}
