@@ -1,0 +1,152 @@
+import fc from 'fast-check'
+import t from 'tap'
+import { decodeOutcome, encodeOutcome, MemoryStore, RedisStore, type Outcome, type RedisClient } from '../lib/index.ts'
+import { storeTests } from '../lib/store-tests.ts'
+import { redisClient, stopRedis } from './fixtures/app.ts'
+
+t.teardown(stopRedis)
+const token = 'a'.repeat(36)
+const claim = { token, lease: 10_000, ttl: 60_000, takeover: true }
+const outcome: Outcome = { fingerprint: 'f', status: 200, replayable: true, headers: [], body: 'x'.repeat(1_000) }
+
+t.test('the store contract: MemoryStore, on a clock of the test\'s own', async t => {
+  let now = 1_000_000
+  storeTests({
+    createStore: () => new MemoryStore({ now: () => now }),
+    test: async (name, run) => await t.test(name, run),
+    advance: async ms => { now += ms }
+  })
+})
+
+t.test('the store contract: RedisStore', async t => {
+  const client = await redisClient()
+  let count = 0
+  const inner = (name: string): RedisClient => ({
+    callBuffer: async (command, ...args) => await client.callBuffer(command, ...args.map((arg, i) => i === (command === 'DEL' ? 0 : 2) ? `${name}:${String(arg)}` : arg))
+  })
+  storeTests({ createStore: () => new RedisStore(inner(`s${count++}`)), test: async (name, run) => await t.test(name, run) })
+})
+
+t.test('G14: MemoryStore drops the oldest ended keys at maxBytes, and never a held one', async t => {
+  const store = new MemoryStore({ maxBytes: 10_000 })
+  store.claim('held', claim)
+  for (let i = 0; i < 50; i++) {
+    store.claim(`k${i}`, claim)
+    store.complete(`k${i}`, token, outcome, 60_000)
+    t.ok(store.bytes <= 10_000)
+  }
+  t.equal(store.read('held')?.state, 'held')
+  t.equal(store.read('k0'), undefined)
+  t.equal(store.read('k49')?.state, 'completed')
+  t.throws(() => new MemoryStore({ maxBytes: 0 }), /maxBytes/)
+  t.throws(() => new MemoryStore({ maxBytes: NaN }), /maxBytes/)
+})
+
+t.test('G14: MemoryStore gives expired records back while others are written', async t => {
+  let now = 0
+  const store = new MemoryStore({ now: () => now })
+  for (let i = 0; i < 100; i++) {
+    store.claim(`k${i}`, claim)
+    store.complete(`k${i}`, token, outcome, 50)
+  }
+  const full = store.bytes
+  now = 100
+  for (let i = 0; i < 40; i++) {
+    store.claim(`late${i}`, { ...claim, lease: 1, ttl: 1 })
+    store.complete(`late${i}`, token, { ...outcome, body: '' }, 1)
+    now += 5
+  }
+  t.ok(store.bytes < full / 10, `${store.bytes} of ${full} bytes are left`)
+})
+
+t.test('G14: MemoryStore forgets dead holders after their ttl', async t => {
+  let now = 0
+  const store = new MemoryStore({ now: () => now })
+  store.claim('dead', { ...claim, lease: 10, ttl: 10 })
+  now = 50
+  store.claim('k', claim)
+  store.complete('k', token, outcome, 60_000)
+  t.equal(store.remove('dead'), false)
+})
+
+t.test('G14: every key that RedisStore writes has a ttl', async t => {
+  const client = await redisClient()
+  const store = new RedisStore(client)
+  const ttl = async (): Promise<number> => await client.pttl('ttl')
+  await store.claim('ttl', claim)
+  t.ok(await ttl() > 69_000 && await ttl() <= 70_000)
+  await store.renew('ttl', token, 20_000, 60_000)
+  t.ok(await ttl() > 79_000)
+  await store.complete('ttl', token, outcome, 5_000)
+  t.ok(await ttl() > 0 && await ttl() <= 5_000)
+  await store.release('ttl', token, 3_000)
+  t.ok(await ttl() > 0 && await ttl() <= 3_000)
+})
+
+t.test('G10: RedisStore survives SCRIPT FLUSH', async t => {
+  const client = await redisClient()
+  const store = new RedisStore(client)
+  await store.claim('flush', claim)
+  await client.script('FLUSH')
+  t.equal(await store.complete('flush', token, outcome, 60_000), true)
+})
+
+t.test('RedisStore does each step in one round trip', async t => {
+  const client = await redisClient()
+  const store = new RedisStore(client)
+  await store.claim('warm', claim)
+  await store.renew('warm', token, 1_000, 1_000)
+  await store.complete('warm', token, outcome, 1_000)
+  await store.read('warm')
+  const commands: string[] = []
+  const counting = new RedisStore({ callBuffer: async (command, ...args) => { commands.push(command); return await client.callBuffer(command, ...args) } })
+  await counting.claim('trip', claim)
+  await counting.renew('trip', token, 1_000, 1_000)
+  await counting.complete('trip', token, outcome, 60_000)
+  await counting.claim('trip', { ...claim, token: 'b'.repeat(36) })
+  await counting.release('trip', token, 1_000)
+  await counting.read('trip')
+  await counting.remove('trip')
+  t.same(commands, ['EVALSHA', 'EVALSHA', 'EVALSHA', 'EVALSHA', 'EVALSHA', 'EVALSHA', 'DEL'])
+})
+
+t.test('a record of an unknown version is an error that says so, never a replay', async t => {
+  const client = await redisClient()
+  const store = new RedisStore(client)
+  await store.claim('version', claim)
+  await client.setrange('version', 0, '\x07')
+  await t.rejects(store.claim('version', claim), /unknown version 7/)
+  await store.remove('version')
+  await store.claim('version', claim)
+  await store.complete('version', token, outcome, 60_000)
+  await client.setrange('version', 58, '\x09')
+  await t.rejects(store.claim('version', claim), /unknown record version 9/)
+  await t.rejects(store.read('version'), /unknown record version 9/)
+  await client.hset('hash', 'a', 'b')
+  await t.rejects(store.claim('hash', claim), /WRONGTYPE/)
+  await client.script('FLUSH')
+  await t.rejects(store.claim('hash', claim), /WRONGTYPE/)
+  t.throws(() => decodeOutcome(Buffer.alloc(0)), /unknown record version none/)
+})
+
+t.test('G13: any outcome comes back from its binary form as it was', async t => {
+  const text = fc.string({ unit: 'grapheme' })
+  fc.assert(fc.property(
+    fc.record({
+      fingerprint: fc.string({ unit: fc.constantFrom(...'abcXYZ019-_.') }),
+      status: fc.integer({ min: 200, max: 599 }),
+      replayable: fc.boolean(),
+      headers: fc.array(fc.tuple(text, fc.oneof(text, fc.array(text)))),
+      body: fc.oneof(text, fc.uint8Array().map(bytes => Buffer.from(bytes)))
+    }),
+    outcome => {
+      const decoded = decodeOutcome(encodeOutcome(outcome))
+      t.match({ ...decoded, body: '' }, { ...outcome, body: '' })
+      return Buffer.from(outcome.body as string).equals(decoded.body as Buffer)
+    }), { numRuns: 300 })
+})
+
+t.test('a client of another shape is refused with what is needed', async t => {
+  t.throws(() => new RedisStore({} as RedisClient), /ioredis client.*callBuffer/)
+  t.throws(() => new RedisStore(null as unknown as RedisClient), TypeError)
+})
