@@ -73,9 +73,9 @@ function setRetryAfter (reply: FastifyReply, { retryAfter }: IdempotencyError): 
   if (retryAfter !== undefined) reply.header('retry-after', retryAfter)
 }
 
-function render (core: Core, request: FastifyRequest, reply: FastifyReply, route: RouteConfig, error: IdempotencyError): string {
-  // A string: the route's response schema would strip the fields of an object.
+function render (core: Core, request: FastifyRequest, reply: FastifyReply, route: RouteConfig, error: IdempotencyError): Buffer {
+  // Bytes: the route's response schema would strip fields, and Fastify adds a charset to a string's type.
   const { contentType, payload } = renderError(error, request, route.errors as Exclude<RouteConfig['errors'], 'throw'>, core.config.docsUrl)
   reply.code(error.statusCode).header('content-type', contentType)
-  return payload
+  return Buffer.from(payload)
 }
