@@ -48,12 +48,13 @@ export function attachToRoute (core: Core, declared: FastifyRoute): void {
     else done()
   }
   append(declared, 'onRequest', onRequest)
-  append(declared, 'preParsing', (request: FastifyRequest, _reply: FastifyReply, _payload: unknown, done: Done) => endOfPreParsing(core, request, done))
+  append(declared, 'preParsing', (request: FastifyRequest, _reply: FastifyReply, payload: Readable, done: Done) => endOfPreParsing(core, request, payload, done))
   if (isLate(route.hook)) {
     append(declared, route.hook, (request: FastifyRequest, _reply: FastifyReply, done: Done) => takeAndAct(core, request, done))
   }
   append(declared, 'onError', (request: FastifyRequest, _reply: FastifyReply, error: Error, done: Done) => {
-    noteError(request, error)
+    const exchange = request.idempotency as Exchange | null
+    if (exchange !== null) noteError(exchange, error)
     done()
   })
   declared.onSend = [onSend(core, false), ...[declared.onSend ?? []].flat()]
@@ -110,35 +111,39 @@ export function attachToInstance (core: Core, instance: FastifyInstance): void {
     else done()
   })
   instance.addHook('preHandler', (request, _reply, done) => {
-    const exchange = unseen(request)
-    if (exchange === undefined) return done()
-    const run = (error?: Error): void => {
-      if (error === undefined && exchange.holding) watchReply(core, exchange)
-      done(error)
-    }
-    if (exchange.route.hook === 'preValidation') takeAndAct(core, request, run)
-    else run()
+    if (unseen(request)?.route.hook === 'preValidation') takeAndAct(core, request, done as Done)
+    else done()
   })
   instance.addHook('onError', (request, _reply, error, done) => {
-    if (unseen(request) !== undefined) noteError(request, error)
+    const exchange = unseen(request)
+    if (exchange !== undefined) noteError(exchange, error)
     done()
   })
   instance.addHook('onSend', onSend(core, true))
   watchTracedHandlers(core, instance)
 }
 
-/** Handlers of routes declared earlier cannot be wrapped; Fastify's tracing channel tells their end. */
+/** Handlers of routes declared earlier cannot be wrapped; Fastify's tracing channels tell their start and end. */
 function watchTracedHandlers (core: Core, instance: FastifyInstance): void {
+  const exchangeOf = (message: unknown): Exchange | undefined => {
+    const { idempotency } = (message as { request: FastifyRequest }).request
+    return idempotency instanceof Exchange && idempotency.unseen && idempotency.holding ? idempotency : undefined
+  }
+  const started = (message: unknown): void => {
+    const exchange = exchangeOf(message)
+    if (exchange !== undefined) watchReply(core, exchange)
+  }
   const ended = (message: unknown): void => {
-    const { request, error } = message as { request: FastifyRequest, error?: unknown }
-    const exchange = request.idempotency as Exchange | null | undefined
-    if (exchange?.unseen !== true || exchange.token === undefined) return
-    if (error === undefined) handlerEnded(core, exchange, undefined)
+    const exchange = exchangeOf(message)
+    if (exchange === undefined) return
+    if ((message as { error?: unknown }).error === undefined) handlerEnded(core, exchange, undefined)
     else handlerFailed(core, exchange)
   }
-  const { asyncEnd } = tracingChannel('fastify.request.handler')
+  const { start, asyncEnd } = tracingChannel('fastify.request.handler')
+  start.subscribe(started)
   asyncEnd.subscribe(ended)
   instance.addHook('onClose', (_instance, done) => {
+    start.unsubscribe(started)
     asyncEnd.unsubscribe(ended)
     done()
   })
@@ -158,10 +163,11 @@ function needKey (core: Core, request: FastifyRequest, reply: FastifyReply, rout
   else done()
 }
 
-function endOfPreParsing (core: Core, request: FastifyRequest, done: Done): void {
+function endOfPreParsing (core: Core, request: FastifyRequest, payload: Readable, done: Done): void {
   const exchange = request.idempotency as Exchange | null
   if (exchange === null) return done()
   exchange.letThrough = true
+  exchange.body.replacedBy(payload)
   if (isLate(exchange.route.hook)) done()
   else takeAndAct(core, request, done)
 }
@@ -169,7 +175,6 @@ function endOfPreParsing (core: Core, request: FastifyRequest, done: Done): void
 function takeAndAct (core: Core, request: FastifyRequest, done: Done): void {
   const exchange = request.idempotency as Exchange | null
   if (exchange === null) return done()
-  if (exchange.unseen) exchange.letThrough = true
   if (exchange.taken) return act(core, exchange, done)
   take(core, exchange, error => {
     if (error !== undefined) done(error)

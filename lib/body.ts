@@ -4,25 +4,38 @@ import type { FastifyRequest } from 'fastify'
 
 /** Hashes a request's body while it passes, in constant memory and without replacing the stream. */
 export class RequestBody {
+  /** There is something to read, if only for a parser that will find it empty. */
+  readonly present: boolean
   /** Every byte has arrived. */
   whole: boolean
   readonly #stream: Readable | undefined
   readonly #chunks: Buffer[] = []
   readonly #collect: boolean
   #hash: Hash | undefined
+  #payload: Readable | undefined
   #waiting: ((error?: Error) => void) | undefined
 
   /** `collect`: keep the bytes, for `bytes()`; otherwise only their digest. */
   constructor (request: FastifyRequest, stream: Readable, collect: boolean) {
     this.#collect = collect
-    this.whole = !hasBody(request)
+    this.present = hasBody(request)
+    this.whole = !this.present
     if (this.whole) return
     this.#stream = stream
     stream.on('data', this.#onData)
-    // A listener makes the stream flow; only whoever reads the body may do that.
+    // A listener makes the stream flow; only whoever reads the body may do that. But then
+    // a reader's bare `on('data')` no longer does it either: do it for such a reader.
     stream.pause()
+    stream.on('newListener', this.#onListener)
     stream.once('end', this.#onEnd)
     stream.once('close', this.#onClose)
+    if (stream !== request.raw) stream.on('error', () => {})
+  }
+
+  /** A hook has replaced the stream: what it made of ours must flow, and may fail, with nobody else there. */
+  replacedBy (payload: Readable): void {
+    if (this.whole || payload === this.#stream) return
+    this.#payload = payload.on('error', () => this.#stream?.resume())
   }
 
   /** The SHA-256 of the body; only once it is whole. */
@@ -42,6 +55,7 @@ export class RequestBody {
     if (this.#stream?.destroyed !== false) return done(cutOff())
     this.#waiting = done
     this.#stream.resume()
+    this.#payload?.resume()
   }
 
   /** Lets the rest of an unwanted body pass, so that the connection can be used again. */
@@ -59,6 +73,12 @@ export class RequestBody {
       this.#hash ??= createHash('sha256').update(first)
       this.#hash.update(bytes)
     }
+  }
+
+  #onListener = (event: string | symbol): void => {
+    if (event !== 'data') return
+    this.#stream?.off('newListener', this.#onListener)
+    process.nextTick(() => this.#stream?.resume())
   }
 
   #onEnd = (): void => {

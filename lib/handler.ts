@@ -1,4 +1,4 @@
-import type { FastifyReply, FastifyRequest, RouteHandlerMethod } from 'fastify'
+import type { FastifyReply, RouteHandlerMethod } from 'fastify'
 import type { Core } from './core.ts'
 import type { Exchange } from './exchange.ts'
 import { handlerEnded, handlerFailed } from './settle.ts'
@@ -26,9 +26,13 @@ export function watchReply (core: Core, exchange: Exchange): void {
   const send = reply.send
   const then = reply.then
   reply.send = function (this: FastifyReply, payload?: unknown) {
-    exchange.sendCalled = true
-    // The late reply of a handler that was answered for is all that is heard of its end.
-    if (exchange.timedOut && exchange.handler === 'running' && this.sent) {
+    if (isTimeout(payload)) {
+      exchange.timedOut = true
+    } else if (!exchange.timedOut) {
+      exchange.sendCalled = true
+    } else if (this.sent && exchange.handler === 'running') {
+      // The late reply of a handler that was answered for is all that is heard of its end.
+      exchange.sendCalled = true
       if (payload instanceof Error) handlerFailed(core, exchange)
       else handlerEnded(core, exchange, payload)
     }
@@ -45,9 +49,14 @@ export function watchPromise (core: Core, exchange: Exchange, result: PromiseLik
 }
 
 /** Marks replies that Fastify sends in a handler's place, and bodies that a parser refused. */
-export function noteError (request: FastifyRequest, error: Error): void {
-  const exchange = request.idempotency as Exchange | null
-  if (exchange === null) return
-  if ((error as { code?: string }).code === 'FST_ERR_HANDLER_TIMEOUT') exchange.timedOut = true
-  if (exchange.handler === 'none' && !exchange.body.whole) exchange.refusedBody = true
+export function noteError (exchange: Exchange, error: unknown): void {
+  const { body, handler, unseen } = exchange
+  if (isTimeout(error)) exchange.timedOut = true
+  else if (handler === 'none' && !body.whole) exchange.refusedBody = true
+  // No hook of ours stands between the parser and the hooks of a route declared earlier.
+  else if (unseen && body.present) exchange.letThrough = true
+}
+
+function isTimeout (error: unknown): boolean {
+  return (error as { code?: unknown } | null | undefined)?.code === 'FST_ERR_HANDLER_TIMEOUT'
 }
