@@ -5,7 +5,7 @@ import type { Core } from './core.ts'
 import type { RequestIdempotency } from './exchange.ts'
 import { Leases } from './leases.ts'
 import { createOperator, type Operator } from './operator.ts'
-import { parseOptions, type Config, type FastifyIdempotencyOptions, type RouteOptions } from './options.ts'
+import { parseOptions, type Config, type FastifyIdempotencyOptions, type IdempotencyRouteOptions } from './options.ts'
 import type { Store } from './store.ts'
 import { MemoryStore } from './stores/memory.ts'
 import { RedisStore, type RedisClient } from './stores/redis.ts'
@@ -13,7 +13,7 @@ import { RedisStore, type RedisClient } from './stores/redis.ts'
 declare module 'fastify' {
   interface FastifyContextConfig {
     /** `false` opts the route out, `true` opts it in, an object tunes it. */
-    idempotency?: boolean | RouteOptions
+    idempotency?: boolean | IdempotencyRouteOptions
   }
   interface FastifyRequest {
     /** `null` where the plugin does nothing for this request. */
@@ -68,7 +68,7 @@ export { IdempotencyError, type ErrorForm, type IdempotencyErrorCode } from './e
 export type { EventName, IdempotencyEvent } from './events.ts'
 export type { RequestIdempotency } from './exchange.ts'
 export type { Inspection, KeyOf, Operator } from './operator.ts'
-export type { FastifyIdempotencyOptions, RouteOptions, Stage } from './options.ts'
+export type { FastifyIdempotencyOptions, IdempotencyRouteOptions, Stage } from './options.ts'
 export type { Awaitable, Claim, ClaimRequest, Entry, Outcome, Store } from './store.ts'
 export { MemoryStore, type MemoryStoreOptions } from './stores/memory.ts'
 export { decodeOutcome, encodeOutcome } from './stores/record.ts'

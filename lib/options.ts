@@ -9,7 +9,7 @@ export type Stage = 'onRequest' | 'preParsing' | 'preValidation' | 'preHandler'
 type MaybePromise<T> = T | Promise<T>
 
 /** What a route may set for itself in `config.idempotency`; everything else is the instance's. */
-export interface RouteOptions {
+export interface IdempotencyRouteOptions {
   /** Where the key comes from. Default: the header `headerName`. */
   key?: (request: FastifyRequest) => MaybePromise<string | undefined>
   /** Characters that a key may have. Default 255. */
@@ -45,7 +45,7 @@ export interface RouteOptions {
 }
 
 /** The plugin's options. */
-export interface FastifyIdempotencyOptions extends RouteOptions {
+export interface FastifyIdempotencyOptions extends IdempotencyRouteOptions {
   /** An object of the store contract. Default: Redis where a client is at hand, else in-process. */
   store?: Store
   /** An ioredis (or compatible) client. Default: `fastify.redis`, if @fastify/redis is registered. */
@@ -70,7 +70,7 @@ export interface FastifyIdempotencyOptions extends RouteOptions {
 
 type Optional = 'key' | 'fingerprint'
 /** A route's options with every default in place. */
-export type RouteConfig = Required<Omit<RouteOptions, Optional>> & Pick<RouteOptions, Optional>
+export type RouteConfig = Required<Omit<IdempotencyRouteOptions, Optional>> & Pick<IdempotencyRouteOptions, Optional>
 /** The plugin's options with every default in place. */
 export interface Config {
   store: Store | undefined
@@ -102,7 +102,7 @@ const MS: Rule = { test: value => isWhole(value) && (value as number) <= MAX_MS,
 const TIMER_MS: Rule = { test: value => isWhole(value) && (value as number) < 2 ** 31, want: 'a whole number of milliseconds from 1 to 2147483647' }
 const ERRORS = oneOf('envelope', 'problem', 'throw')
 
-const ROUTE_RULES: Record<keyof RouteOptions, Rule> = {
+const ROUTE_RULES: Record<keyof IdempotencyRouteOptions, Rule> = {
   key: FUNCTION,
   maxKeyLength: { test: isWhole, want: 'a whole number of characters, at least 1' },
   required: BOOLEAN,

@@ -1,0 +1,258 @@
+import redis from '@fastify/redis'
+import Fastify, { type FastifyReply, type FastifyRequest } from 'fastify'
+import fp from 'fastify-plugin'
+import t from 'tap'
+import idempotency, { fastifyIdempotency, MemoryStore, RedisStore, type FastifyIdempotencyOptions } from '../lib/index.ts'
+import { gate, MODES, redisClient, redisServer, start, stopRedis, STORES } from './fixtures/app.ts'
+
+t.teardown(stopRedis)
+
+const handler = async (): Promise<string> => 'ok'
+
+t.test('a wrong or unknown option fails at start-up with an error that names it', async t => {
+  const wrong: Array<[unknown, RegExp]> = [
+    [{ tll: 5 }, /unknown option "tll"; the options here are .*ttl/],
+    [{ ttl: 0 }, /option "ttl" must be a whole number of milliseconds from 1.*got 0/],
+    [{ ttl: '24h' }, /option "ttl".*got '24h'/],
+    [{ ttl: 1.5 }, /option "ttl"/],
+    [{ lease: 2 ** 31 }, /option "lease" must be .* to 2147483647/],
+    [{ prefix: 5 }, /option "prefix" must be a string/],
+    [{ global: 'yes' }, /option "global" must be true or false/],
+    [{ methods: 'POST' }, /option "methods" must be an array of HTTP methods/],
+    [{ methods: [] }, /option "methods"/],
+    [{ headerName: 'a b' }, /option "headerName" must be the name of a header field/],
+    [{ replayedHeaderName: '' }, /option "replayedHeaderName"/],
+    [{ key: 'id' }, /option "key" must be a function/],
+    [{ maxKeyLength: -1 }, /option "maxKeyLength" must be a whole number of characters/],
+    [{ required: 1 }, /option "required" must be true or false/],
+    [{ scope: 'tenant' }, /option "scope" must be a function/],
+    [{ fingerprint: {} }, /option "fingerprint" must be a function, got {}/],
+    [{ hook: 'onSend' }, /option "hook" must be one of 'onRequest', 'preParsing', 'preValidation', 'preHandler'/],
+    [{ abandoned: 'ignore' }, /option "abandoned" must be one of 'retry', 'reject'/],
+    [{ inFlight: 'wait' }, /option "inFlight" must be 'reject' or { wait/],
+    [{ inFlight: { wait: 0 } }, /option "inFlight"/],
+    [{ inFlight: { wait: 5, more: 1 } }, /option "inFlight"/],
+    [{ inFlight: null }, /option "inFlight".*got null/],
+    [{ retryAfter: 0.5 }, /option "retryAfter" must be a whole number of seconds/],
+    [{ cacheable: [200] }, /option "cacheable" must be a function/],
+    [{ maxResponseBytes: -1 }, /option "maxResponseBytes" must be a whole number of bytes/],
+    [{ replayHeaders: ['x'] }, /option "replayHeaders" must be a function/],
+    [{ onStoreError: 'crash' }, /option "onStoreError" must be one of 'reject', 'bypass'/],
+    [{ storeTimeout: Infinity }, /option "storeTimeout"/],
+    [{ errors: 'xml' }, /option "errors" must be one of 'envelope', 'problem', 'throw', or a function/],
+    [{ docsUrl: '/errors' }, /option "docsUrl" must be an absolute URL/],
+    [{ profile: 'ietf' }, /option "profile" must be one of 'default'/],
+    [{ store: {} }, /option "store".*has no method "claim"/],
+    [{ store: null }, /option "store"/],
+    [{ store: new MemoryStore(), redis: {} }, /options "store" and "redis" exclude each other/],
+    [{ redis: 'redis://x' }, /option "redis" must be an ioredis client/],
+    [{ redis: { set () {} } }, /option "redis" must be an ioredis client.*callBuffer/],
+    [{ redis: () => {} }, /option "redis" must be an ioredis client/],
+    [{ cacheable: () => true, ttl: () => 5 }, /option "ttl".*got a function/]
+  ]
+  for (const [options, message] of wrong) {
+    const app = Fastify()
+    await t.rejects(async () => await app.register(idempotency, options as FastifyIdempotencyOptions), message)
+  }
+  for (const options of [{ ttl: undefined }, { maxResponseBytes: 0 }, { profile: 'default' as const }]) {
+    const app = Fastify()
+    await app.register(idempotency, options as FastifyIdempotencyOptions)
+    await app.close()
+  }
+})
+
+t.test('a wrong route option names the route', async t => {
+  const app = Fastify()
+  await app.register(idempotency)
+  const declare = (config: unknown, method = 'POST', url = '/x') => () => { app.route({ method, url, config: { idempotency: config as boolean }, handler }) }
+  t.throws(declare({ ttl: -1 }), /config\.idempotency of POST \/x: option "ttl"/)
+  t.throws(declare({ tll: 1 }), /POST \/x: unknown option "tll"/)
+  t.throws(declare({ store: {} }), /POST \/x: option "store" cannot be set per route/)
+  t.throws(declare('yes'), /POST \/x: must be true, false or an object of options, got 'yes'/)
+  t.throws(declare([]), /must be true, false/)
+  t.throws(declare(null), /must be true, false/)
+  t.throws(declare(true, 'PUT', '/y'), /PUT \/y has no effect: the option "methods" covers POST, PATCH only/)
+  t.throws(declare(undefined, 'GET', '/z') && declare({}, 'GET', '/w'), /has no effect/)
+  t.doesNotThrow(declare(false, 'GET', '/g'))
+  await app.close()
+})
+
+t.test('a wrong option of a route declared before the plugin is told when it is used', async t => {
+  const { post, call } = await start(t, 'memory, routes declared first', {
+    routes: app => {
+      app.post('/wrong', { config: { idempotency: { ttl: -1 } } }, handler)
+      app.post('/late', { config: { idempotency: { hook: 'preHandler' } } }, handler)
+      app.post('/required', { config: { idempotency: { required: true } } }, handler)
+      app.get('/get', handler)
+    }
+  })
+  t.match((await post('k', '{}', { path: '/wrong' })).json(), { statusCode: 500, message: /POST \/wrong: option "ttl"/ })
+  t.match((await post('k', '{}', { path: '/late' })).json(), { statusCode: 500, message: /POST \/late was declared before the plugin was loaded.*await app\.register/ })
+  t.equal((await post(undefined, '{}', { path: '/required' })).json().code, 'idempotency_key_missing')
+  t.equal((await call({ method: 'GET', path: '/get', key: '' })).text, 'ok')
+})
+
+t.test('the store is chosen: the option, fastify.redis, or the in-process one, which the log tells', async t => {
+  const log: string[] = []
+  const stream = { write: (line: string) => { log.push(line) } }
+  const { url } = await redisServer()
+  const plain = Fastify({ logger: { stream } })
+  await plain.register(fastifyIdempotency)
+  t.type(plain.idempotency.store, MemoryStore)
+  t.match(log.join(''), 'keys are kept in this process only')
+  await plain.close()
+
+  const shared = Fastify()
+  shared.register(redis, { url })
+  shared.register(idempotency)
+  await shared.ready()
+  t.type(shared.idempotency.store, RedisStore)
+  await shared.close()
+
+  const named = Fastify()
+  named.register(redis, { url, namespace: 'one' })
+  named.register(redis, { url, namespace: 'two' })
+  named.register(idempotency)
+  await t.rejects(async () => await named.ready(), /fastify\.redis holds namespaces; choose one with the option "redis": fastify\.redis\.one or fastify\.redis\.two/)
+  await named.close()
+
+  const twice = Fastify()
+  await twice.register(idempotency)
+  await t.rejects(async () => await twice.register(idempotency), /already been added/)
+})
+
+for (const mode of MODES) {
+  t.test(`G12: what runs in onRequest has run before the key is taken or a replay is sent (${mode})`, async t => {
+    let allow = true
+    let runs = 0
+    const guard = async (_request: FastifyRequest, reply: FastifyReply) => { if (!allow) await reply.code(401).send('no') }
+    const { post, app } = await start(t, mode, {
+      before: app => { app.addHook('onRequest', async (request, reply) => { if (request.url === '/instance') await guard(request, reply) }) },
+      routes: app => {
+        app.post('/instance', async () => ({ runs: ++runs }))
+        app.post('/route', { onRequest: guard }, async () => ({ runs: ++runs }))
+        app.post('/routes', { onRequest: [async () => {}, guard] }, async () => ({ runs: ++runs }))
+        app.post('/pre-parsing', { config: { idempotency: { hook: 'preParsing' } }, preParsing: async (request, reply) => { if (!mode.endsWith('first')) await guard(request, reply) } }, async () => ({ runs: ++runs }))
+        app.post('/pre-validation', { config: { idempotency: { hook: 'preValidation' } }, preValidation: guard }, async () => ({ runs: ++runs }))
+        if (!mode.endsWith('first')) app.post('/pre-handler', { config: { idempotency: { hook: 'preHandler' } }, preHandler: [guard] }, async () => ({ runs: ++runs }))
+      }
+    })
+    const paths = ['/instance', '/route', '/routes', '/pre-validation', ...(mode.endsWith('first') ? [] : ['/pre-parsing', '/pre-handler'])]
+    for (const path of paths) {
+      allow = false
+      t.equal((await post(path, '{}', { path })).status, 401)
+      t.equal(await app.idempotency.inspect({ key: path }), undefined, `${path}: no key is taken`)
+      allow = true
+      const first = await post(path, '{}', { path })
+      t.equal((await post(path, '{}', { path })).text, first.text)
+      t.equal((await post(path, '{"b":1}', { path })).status, 409)
+      allow = false
+      const refused = await post(path, '{}', { path })
+      t.same([refused.status, refused.replayed], [401, false], `${path}: no replay is sent`)
+    }
+    t.equal(runs, paths.length)
+  })
+}
+
+for (const mode of STORES) {
+  t.test(`G12: a hook that another plugin adds behind ours comes first all the same (${mode})`, async t => {
+    let allow = false
+    const late = fp(async app => {
+      app.addHook('onRoute', route => {
+        route.onRequest = [route.onRequest ?? []].flat().concat((_request: FastifyRequest, reply: FastifyReply, done: () => void) => {
+          if (allow) done()
+          else reply.code(401).send('no')
+        })
+      })
+    })
+    const { post, app } = await start(t, mode, {
+      routes: async app => {
+        await app.register(late)
+        app.post('/', handler)
+      }
+    })
+    t.equal((await post('k', '{}')).status, 401)
+    t.equal(await app.idempotency.inspect({ key: 'k' }), undefined)
+    allow = true
+    t.equal((await post('k', '{}')).status, 200)
+    allow = false
+    t.equal((await post('k', '{}')).status, 401)
+  })
+
+  t.test(`G12: routes declared earlier and later, and in child plugins, are all protected (${mode})`, async t => {
+    const client = mode === 'redis' ? { redis: await redisClient() } : {}
+    const app = Fastify()
+    let runs = 0
+    const shared = { config: { idempotency: { required: true } } }
+    app.register(async child => { child.post('/child-before', async () => ++runs + '') })
+    app.register(idempotency, { ...client, prefix: `${Math.random()}` })
+    app.post('/sync', shared, async () => ++runs + '')
+    app.register(async child => {
+      child.post('/child', shared, async () => ++runs + '')
+      child.post('/bypass', { config: { idempotency: { key: () => undefined } } }, async () => ++runs + '')
+      child.post('/out', { config: { idempotency: false } }, async () => ++runs + '')
+    })
+    await app.ready()
+    const post = async (url: string) => await app.inject({ method: 'POST', url, headers: { 'idempotency-key': url } })
+    for (const url of ['/child-before', '/sync', '/child']) {
+      const first = await post(url)
+      t.equal((await post(url)).payload, first.payload, url)
+    }
+    t.not((await post('/bypass')).payload, (await post('/bypass')).payload)
+    t.not((await post('/out')).payload, (await post('/out')).payload)
+    t.equal((await app.inject({ method: 'POST', url: '/child' })).statusCode, 400)
+    await app.close()
+  })
+
+  t.test(`G14: app.close() waits for what runs, and the store is usable until then (${mode})`, async t => {
+    const entered = gate()
+    const finish = gate()
+    const { app, port } = await start(t, mode, {
+      fastify: { forceCloseConnections: true },
+      routes: app => app.post('/', async () => { entered.open(); await finish.promise; return 'ok' })
+    })
+    const { store } = app.idempotency
+    const call = fetch(`http://127.0.0.1:${port}/`, { method: 'POST', headers: { 'idempotency-key': 'k' } })
+    await entered.promise
+    let closed = false
+    const closing = app.close().then(() => { closed = true })
+    await call.catch(() => {})
+    await new Promise(resolve => setTimeout(resolve, 30))
+    t.equal(closed, false)
+    finish.open()
+    await closing
+    t.equal(closed, true)
+    t.equal(typeof store.read, 'function')
+  })
+}
+
+t.test('G14: a store of the app\'s own is closed with it', async t => {
+  let closed = 0
+  const store = Object.assign(new MemoryStore(), { close: async () => { closed++ } })
+  const app = Fastify()
+  await app.register(idempotency, { store })
+  await app.close()
+  t.equal(closed, 1)
+})
+
+t.test('G15: a route that takes no part gets no hook, and the arrays of the user stay the user\'s', async t => {
+  const app = Fastify()
+  await app.register(idempotency)
+  const mine = [async () => {}]
+  const seen = new Map<string, Record<string, unknown>>()
+  app.addHook('onRoute', route => { seen.set(`${String(route.method)} ${route.url}`, { ...route }) })
+  app.get('/get', handler)
+  app.post('/out', { config: { idempotency: false } }, handler)
+  app.post('/in', { onRequest: mine, onSend: async (_request, _reply, payload) => payload }, handler)
+  app.patch('/in', handler)
+  const hooks = ['onRequest', 'preParsing', 'preValidation', 'preHandler', 'onError', 'onSend'] as const
+  for (const route of ['GET /get', 'HEAD /get', 'POST /out']) {
+    // Fastify's own HEAD route has its onSend.
+    for (const hook of hooks) if (!(route.startsWith('HEAD') && hook === 'onSend')) t.equal(seen.get(route)?.[hook], undefined, `${route} ${hook}`)
+    t.equal(seen.get(route)?.handler, handler)
+  }
+  t.equal(mine.length, 1)
+  t.equal((seen.get('POST /in')?.onRequest as unknown[]).length, 2)
+  t.equal((seen.get('PATCH /in')?.onSend as unknown[]).length, 1)
+  await app.close()
+})

@@ -1,0 +1,218 @@
+import { ReadableStream } from 'node:stream/web'
+import { Readable } from 'node:stream'
+import * as diagnostics from 'node:diagnostics_channel'
+import { gunzipSync } from 'node:zlib'
+import compress from '@fastify/compress'
+import cookie from '@fastify/cookie'
+import cors from '@fastify/cors'
+import etag from '@fastify/etag'
+import helmet from '@fastify/helmet'
+import rateLimit from '@fastify/rate-limit'
+import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
+import fc from 'fast-check'
+import t from 'tap'
+import type { IdempotencyEvent } from '../lib/index.ts'
+import { gate, headersOf, lines, MODES, start, stopRedis, STORES } from './fixtures/app.ts'
+
+t.teardown(stopRedis)
+
+const bytes = Buffer.from(Array.from({ length: 256 }, (_, i) => i))
+
+for (const mode of MODES) {
+  t.test(`G13: status, bytes and headers of a replay equal the original's, whatever the payload (${mode})`, async t => {
+    let runs = 0
+    const payloads: Record<string, (reply: FastifyReply) => unknown> = {
+      string: () => 'häß €',
+      lone: () => 'lone \ud800 surrogate',
+      json: () => ({ a: 1, b: [null, 'é'] }),
+      number: reply => reply.send(5),
+      null: reply => reply.send(null),
+      buffer: () => bytes,
+      typed: () => new Uint16Array([1, 2, 65_535]),
+      view: () => new DataView(new ArrayBuffer(3)),
+      'empty string': reply => reply.send(''),
+      'empty buffer': () => Buffer.alloc(0),
+      nothing: reply => reply.send(),
+      204: reply => { reply.code(204).send() },
+      '204 with type': reply => { reply.code(204).header('content-type', 'text/plain').send() },
+      304: reply => reply.code(304).header('etag', '"a"').send(),
+      redirect: reply => reply.redirect('/elsewhere', 303),
+      'node stream': () => Readable.from([bytes, 'text', bytes]),
+      'typed node stream': reply => reply.type('text/csv').header('content-length', 4).send(Readable.from(['a,', 'b\n'])),
+      'empty stream': () => Readable.from([]),
+      'web stream': () => new ReadableStream({ start (controller) { controller.enqueue(new Uint8Array([1, 2])); controller.enqueue(new Uint8Array(bytes)); controller.close() } }),
+      Response: () => new Response('from a Response', { status: 202, headers: [['content-type', 'text/x'], ['x-multi', 'a'], ['set-cookie', 'a=1']] }),
+      'Response without a body': () => new Response(null, { status: 204 }),
+      'two values': reply => reply.header('x-two', ['a', 'b']).header('link', '</a>; rel=next').send('two'),
+      'raw headers': reply => { reply.raw.setHeader('X-Raw', 'raw'); return reply.send('raw') },
+      'error object': () => { throw Object.assign(new Error('teapot'), { statusCode: 418 }) },
+      'not found': reply => reply.callNotFound(),
+      json5: reply => reply.type('application/vnd.api+json').send({ data: 1 })
+    }
+    const { post } = await start(t, mode, {
+      routes: app => app.post('/:kind', async (request, reply) => {
+        runs++
+        const payload = payloads[(request.params as { kind: string }).kind]?.(reply)
+        return payload === undefined ? await reply : payload
+      })
+    })
+    for (const kind of Object.keys(payloads)) {
+      const path = `/${encodeURIComponent(kind)}`
+      const before = runs
+      const first = await post(kind, '{}', { path })
+      const retry = await post(kind, '{}', { path })
+      t.equal(retry.headers['idempotent-replayed'], 'true', kind)
+      t.equal(retry.status, first.status, kind)
+      t.ok(retry.body.equals(first.body), kind)
+      t.same(lines(retry), lines(first).filter(line => !line.startsWith('set-cookie')), kind)
+      t.equal(runs, before + 1, kind)
+    }
+  })
+
+  t.test(`G13: headers of the connection and of the moment are not kept; a kept one wins (${mode})`, async t => {
+    let seen = 0
+    const { post } = await start(t, mode, {
+      before: app => {
+        app.addHook('onRequest', (_request, reply, done) => { reply.header('x-first', ++seen).header('x-live', seen).header('set-cookie', `hook=${seen}`); done() })
+      },
+      options: { replayHeaders: name => name !== 'x-live' },
+      routes: app => {
+        app.post('/', async (_request, reply) => await reply.headers({ connection: 'close', 'keep-alive': 'timeout=1', 'proxy-authenticate': 'x', 'x-mine': 'kept', 'set-cookie': ['a=1', 'b=2'] }).send('ok'))
+        app.post('/default', { config: { idempotency: { replayHeaders: name => !/^(x-)/.test(name) } } }, async () => 'ok')
+      }
+    })
+    const first = await post('k', '{}')
+    t.same(first.headers['set-cookie'], ['hook=1', 'a=1', 'b=2'])
+    const retry = await post('k', '{}')
+    t.same([retry.headers['x-first'], retry.headers['x-live'], retry.headers['x-mine']], ['1', '2', 'kept'])
+    t.same(retry.headers['set-cookie'], ['hook=1', 'a=1', 'b=2'])
+    t.same([retry.headers['proxy-authenticate'], retry.headers['keep-alive']], [undefined, 'timeout=72'])
+    await post('d', '{}', { path: '/default' })
+    t.equal((await post('d', '{}', { path: '/default' })).headers['x-first'], '4')
+  })
+}
+
+for (const mode of STORES) {
+  t.test(`G13: any status, type and body comes back as it was (${mode})`, async t => {
+    let next: { status: number, body: Buffer, value: string } | undefined
+    const { post } = await start(t, mode, {
+      routes: app => app.post('/', async (_request, reply) => await reply.code(next?.status ?? 0).header('x-value', next?.value).send(next?.body))
+    })
+    let count = 0
+    await fc.assert(fc.asyncProperty(fc.record({
+      status: fc.integer({ min: 200, max: 499 }).filter(status => status !== 429 && status !== 204 && status !== 304),
+      body: fc.uint8Array({ maxLength: 2_000 }).map(array => Buffer.from(array)),
+      value: fc.string({ unit: fc.constantFrom(...'abc =;,"/') }).map(text => `v${text}v`)
+    }), async given => {
+      next = given
+      const key = `k${count++}`
+      const first = await post(key, '{}')
+      next = undefined
+      const retry = await post(key, '{}')
+      return retry.replayed && retry.status === given.status && retry.body.equals(given.body) && retry.headers['x-value'] === given.value && first.body.equals(given.body)
+    }), { numRuns: 60 })
+  })
+
+  for (const order of ['before', 'after'] as const) {
+    t.test(`G13: behind compress, etag, cors, helmet, cookie and rate-limit, registered ${order} the plugin (${mode})`, async t => {
+      let runs = 0
+      const neighbours = async (app: FastifyInstance): Promise<void> => {
+        await app.register(compress, { threshold: 0 })
+        await app.register(etag)
+        await app.register(cors, { origin: true })
+        await app.register(helmet)
+        await app.register(cookie)
+        await app.register(rateLimit, { max: 100 })
+      }
+      const { post } = await start(t, mode, {
+        before: async app => { if (order === 'before') await neighbours(app) },
+        routes: async app => {
+          if (order === 'after') await neighbours(app)
+          app.post('/', async (_request, reply) => {
+            runs++
+            return await reply.setCookie('session', 'secret').send({ text: 'x'.repeat(1_000) })
+          })
+        }
+      })
+      const as = async (origin: string, encoding: string) => await post('k', '{}', { headers: { ...headersOf({ key: 'k', body: '' }), origin, 'accept-encoding': encoding } })
+      const first = await as('https://a.example', 'gzip')
+      const retry = await as('https://a.example', 'gzip')
+      t.equal(retry.replayed, true)
+      t.same(lines(retry, 'set-cookie', 'x-ratelimit-remaining', 'x-ratelimit-reset'), lines(first, 'set-cookie', 'x-ratelimit-remaining', 'x-ratelimit-reset'))
+      t.ok(gunzipSync(retry.body).equals(gunzipSync(first.body)))
+      t.equal(first.headers['set-cookie']?.length, 1)
+      t.equal(retry.headers['set-cookie'], undefined)
+      t.equal(Number(retry.headers['x-ratelimit-remaining']), Number(first.headers['x-ratelimit-remaining']) - 1, 'rate limits are live, and replays count')
+      const other = await as('https://b.example', 'identity')
+      t.equal(other.headers['access-control-allow-origin'], 'https://b.example')
+      t.ok(other.body.equals(gunzipSync(first.body)))
+      t.ok(first.headers.etag)
+      t.equal(other.headers.etag, first.headers.etag)
+      t.equal(runs, 1)
+    })
+  }
+
+  t.test(`G13: hooks that change the payload do not change a replay twice (${mode})`, async t => {
+    let count = 0
+    const wrap = async (_request: FastifyRequest, _reply: FastifyReply, payload: unknown) => `[${++count}:${String(payload)}]`
+    const { post } = await start(t, mode, {
+      before: app => { app.addHook('onSend', wrap) },
+      routes: app => app.post('/', { onSend: async (_request, _reply, payload) => `<${String(payload)}>` }, async () => 'x')
+    })
+    t.equal((await post('k', '{}')).text, '<[1:x]>')
+    t.equal((await post('k', '{}')).text, '<[1:x]>')
+  })
+
+  t.test(`G4: a reply that a later hook turns into a failure is not kept (${mode})`, async t => {
+    let fail = true
+    const { post } = await start(t, mode, {
+      routes: app => app.post('/', { onSend: async (_request, _reply, payload) => { if (fail) throw new Error('signing failed'); return payload } }, async request => ({ attempt: request.idempotency?.attempt }))
+    })
+    t.equal((await post('k', '{}')).status, 500)
+    fail = false
+    t.same((await post('k', '{}')).json(), { attempt: 2 })
+  })
+}
+
+t.test('events tell what happened, with the key, and never a body or a credential', async t => {
+  const events: Array<[string, IdempotencyEvent]> = []
+  const names = ['executed', 'replayed', 'mismatched', 'conflicted', 'invalid', 'released', 'unreplayable']
+  for (const name of names) {
+    const listen = (message: unknown): void => { events.push([name, message as IdempotencyEvent]) }
+    diagnostics.subscribe(`fastify-idempotency:${name}`, listen)
+    t.teardown(() => diagnostics.unsubscribe(`fastify-idempotency:${name}`, listen))
+  }
+  const log: string[] = []
+  const entered = gate()
+  const finish = gate()
+  const { post } = await start(t, 'memory', {
+    fastify: { logger: { level: 'debug', stream: { write: (line: string) => { log.push(line) } } } },
+    options: { maxResponseBytes: 500 },
+    routes: app => {
+      app.post('/', async () => 'the response')
+      app.post('/slow', async () => { entered.open(); await finish.promise; return 'ok' })
+      app.post('/fail', async (_request, reply) => await reply.code(500).send('x'))
+      app.post('/large', async () => 'x'.repeat(501))
+    }
+  })
+  const auth = { headers: { ...headersOf({ key: 'k', body: '' }), authorization: 'Bearer secret-token' } }
+  await post('k', '{"card":"4242"}', auth)
+  await post('k', '{"card":"4242"}', auth)
+  await post('k', '{"card":"4343"}', auth)
+  await post('', '{}')
+  const slow = post('s', '{}', { path: '/slow' })
+  await entered.promise
+  await post('s', '{}', { path: '/slow' })
+  finish.open()
+  await slow
+  await post('f', '{}', { path: '/fail' })
+  await post('l', '{}', { path: '/large' })
+  t.same(events.map(([name, { key, status, attempt }]) => [name, key, status, attempt]), [
+    ['executed', 'k', 200, 1], ['replayed', 'k', 200, 1], ['mismatched', 'k', undefined, 1], ['invalid', '', undefined, 0],
+    ['conflicted', 's', undefined, 1], ['executed', 's', 200, 1], ['released', 'f', undefined, 1], ['unreplayable', 'l', 200, 1]
+  ])
+  t.ok(events.every(([, { request }]) => request.method === 'POST'))
+  t.match(log.join(''), 'idempotency: replayed')
+  t.match(log.join(''), 'cannot be kept')
+  t.notMatch(log.join(''), /secret-token|4242|the response/)
+})
