@@ -72,7 +72,7 @@ function keepStream (core: Core, exchange: Exchange, outcome: ReturnType<typeof 
   })
   done(null, tee(source, exchange.route.maxResponseBytes,
     body => end(body === undefined ? unreplayable(outcome.status, outcome.fingerprint) : { ...outcome, body }),
-    async () => { if (!exchange.settled) await end(undefined) }))
+    async () => { if (exchange.holding) await end(undefined) }))
 }
 
 function isResponse (payload: unknown): payload is Response {

@@ -35,8 +35,9 @@ export class Leases {
     for (const resolve of this.#idle.splice(0)) resolve()
   }
 
-  /** Settles once no key is held: what still runs has ended. */
+  /** Settles once no key is held: what still runs has ended. The process stays alive until then. */
   async idle (): Promise<void> {
+    this.#timer?.ref()
     if (this.#held.size > 0) await new Promise<void>(resolve => { this.#idle.push(resolve) })
   }
 

@@ -196,9 +196,9 @@ t.test('events tell what happened, with the key, and never a body or a credentia
     }
   })
   const auth = { headers: { ...headersOf({ key: 'k', body: '' }), authorization: 'Bearer secret-token' } }
-  await post('k', '{"card":"4242"}', auth)
-  await post('k', '{"card":"4242"}', auth)
-  await post('k', '{"card":"4343"}', auth)
+  await post('k', '{"card":"4242424242424242"}', auth)
+  await post('k', '{"card":"4242424242424242"}', auth)
+  await post('k', '{"card":"4343434343434343"}', auth)
   await post('', '{}')
   const slow = post('s', '{}', { path: '/slow' })
   await entered.promise
@@ -214,5 +214,5 @@ t.test('events tell what happened, with the key, and never a body or a credentia
   t.ok(events.every(([, { request }]) => request.method === 'POST'))
   t.match(log.join(''), 'idempotency: replayed')
   t.match(log.join(''), 'cannot be kept')
-  t.notMatch(log.join(''), /secret-token|4242|the response/)
+  t.notMatch(log.join(''), /secret-token|4242424242424242|the response/)
 })
