@@ -9,6 +9,7 @@ export class RequestBody {
   /** Every byte has arrived. */
   whole: boolean
   readonly #stream: Readable | undefined
+  readonly #socket: FastifyRequest['raw']['socket']
   readonly #chunks: Buffer[] = []
   readonly #collect: boolean
   #hash: Hash | undefined
@@ -18,6 +19,7 @@ export class RequestBody {
   /** `collect`: keep the bytes, for `bytes()`; otherwise only their digest. */
   constructor (request: FastifyRequest, stream: Readable, collect: boolean) {
     this.#collect = collect
+    this.#socket = request.raw.socket
     this.present = hasBody(request)
     this.whole = !this.present
     if (this.whole) return
@@ -54,6 +56,8 @@ export class RequestBody {
     if (this.whole) return done()
     if (this.#stream?.destroyed !== false) return done(cutOff())
     this.#waiting = done
+    // Once its response is over, Node.js no longer tells a request that the client has left.
+    this.#socket.once('close', this.#onClose)
     this.#stream.resume()
     this.#payload?.resume()
   }
@@ -92,8 +96,10 @@ export class RequestBody {
 
   #settle (error?: Error): void {
     const waiting = this.#waiting
+    if (waiting === undefined) return
     this.#waiting = undefined
-    waiting?.(error)
+    this.#socket.off('close', this.#onClose)
+    waiting(error)
   }
 }
 

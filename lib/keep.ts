@@ -16,7 +16,11 @@ export function keep (core: Core, exchange: Exchange, payload: unknown, done: Do
     // Hooks before this one have run over the kept payload a second time; undo it.
     return done(null, restore(reply, exchange.replay, core.config.replayedHeaderName))
   }
-  if (!exchange.holding && !exchange.settled) return done()
+  if (!exchange.holding && !exchange.settled) {
+    // Answered by another hook, before the key was taken or with a refusal.
+    exchange.body.discard()
+    return done()
+  }
   const body = isResponse(payload) ? unwrapResponse(reply, payload) : payload
   switch (settlement(exchange, reply.statusCode)) {
     case 'leave': return done(null, body)

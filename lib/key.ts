@@ -3,13 +3,12 @@ import { IdempotencyError } from './errors.ts'
 import type { Config } from './options.ts'
 
 /**
- * The idempotency key in the header, as the client sent it; `undefined` without the header.
+ * The idempotency key in the header that the request has, as the client sent it.
  * Two lines are one key too many: Node.js would join them with a comma.
  * @throws {IdempotencyError} idempotency_key_invalid when it came on two.
  */
-export function readKey (request: FastifyRequest, { header, headerName }: Config): string | undefined {
-  const value = request.headers[header]
-  if (value === undefined) return undefined
+export function readKey (request: FastifyRequest, { header, headerName }: Config): string {
+  const value = request.headers[header] as string | string[]
   if (Array.isArray(value) || (value.includes(',') && countLines(request.raw.rawHeaders, header) > 1)) {
     throw new IdempotencyError('idempotency_key_invalid', `The ${headerName} header must be sent once; it came on several lines.`)
   }

@@ -22,8 +22,10 @@ export function take (core: Core, exchange: Exchange, done: Done): void {
     if (error instanceof IdempotencyError) return stop(core, exchange, error, done)
     if (error !== null) return done(error as Error)
     if (key === undefined) {
-      request.idempotency = null
-      if (!route.required) return done()
+      if (!route.required) {
+        stepAside(exchange)
+        return done()
+      }
       return stop(core, exchange, missing(core, request), done)
     }
     exchange.key = key
@@ -83,8 +85,14 @@ function storeFailed (core: Core, exchange: Exchange, cause: unknown, done: Done
     return stop(core, exchange, new IdempotencyError('idempotency_store_unavailable', 'The idempotency store cannot be reached; the request was not run. Retry later.', { retryAfter: route.retryAfter, cause }), done)
   }
   publish('store-error', request, exchange, { error: cause })
-  request.idempotency = null
+  stepAside(exchange)
   done()
+}
+
+/** From here on the plugin does nothing for this request, but let a body pass that nobody reads. */
+function stepAside ({ request, reply, body }: Exchange): void {
+  request.idempotency = null
+  reply.raw.once('close', () => body.discard())
 }
 
 function hold (core: Core, exchange: Exchange, claim: Claim): void {

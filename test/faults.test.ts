@@ -174,6 +174,7 @@ t.test('G2: a late holder is told, and its client gets the winner\'s response, o
   let runs = 0
   const { post, app } = await start(t, 'memory', {
     options: { store, lease: 60_000 },
+    before: app => { app.addHook('onRequest', (_request, reply, done) => { reply.header('x-hook', 'yes').header('x-run', 'none'); done() }) },
     routes: app => {
       const work = async (failing: boolean): Promise<unknown> => {
         const run = runs++
@@ -182,7 +183,7 @@ t.test('G2: a late holder is told, and its client gets the winner\'s response, o
         if (failing && run === 0) throw new Error('late failure')
         return { run, id: randomUUID() }
       }
-      app.post('/value', async (_request, reply) => await reply.header('x-run', runs).send(await work(false)))
+      app.post('/value', async (_request, reply) => await reply.header('x-run', runs).header('x-late', 'yes').send(await work(false)))
       app.post('/failing', async () => await work(true))
       app.post('/stream', async () => { await work(false); return Readable.from(['a', 'b']) })
       app.post('/throw', { config: { idempotency: { errors: 'throw' } } }, async () => await work(false))
@@ -207,9 +208,9 @@ t.test('G2: a late holder is told, and its client gets the winner\'s response, o
   for (const path of ['/value', '/failing']) {
     const { late, winner } = await race(path, true)
     t.same([late.status, late.text, late.replayed], [winner.status, winner.text, true], path)
-    t.equal(late.headers['x-run'], winner.headers['x-run'])
+    t.equal(late.headers['x-run'], winner.headers['x-run'], path)
     const { late: refused } = await race(path, false)
-    t.same([refused.status, refused.json().code, refused.headers['x-run']], [409, 'idempotency_in_progress', undefined], path)
+    t.same([refused.status, refused.json().code, refused.headers['x-run'], refused.headers['x-hook'], refused.headers['x-late']], [409, 'idempotency_in_progress', 'none', 'yes', undefined], path)
   }
   t.equal((await race('/throw', false)).late.json().code, 'idempotency_in_progress')
   t.type((await race('/stream', true)).late, Error, 'a stream that has begun is cut')
@@ -301,6 +302,38 @@ t.test('a waiter whose client leaves, or that meets a failing store, does not ta
   await new Promise(resolve => setTimeout(resolve, 80))
   t.equal(runs, 1)
   t.equal((await app.idempotency.inspect({ key: 'k' }))?.state, 'freed')
+})
+
+t.test('G2: a late failure whose body was never read is refused as well', async t => {
+  const finish = gate()
+  let runs = 0
+  const { post, app } = await start(t, 'memory', {
+    options: { lease: 60_000 },
+    before: app => { app.addContentTypeParser('text/lazy', (_request, _payload, done) => done(null)) },
+    routes: app => app.post('/', async () => { if (runs++ === 0) { await finish.promise; throw new Error('late') } return 'won' })
+  })
+  const lazy = { headers: { 'content-type': 'text/lazy', 'idempotency-key': 'k' } }
+  const first = post('k', 'x'.repeat(500_000), lazy)
+  await until(async () => await app.idempotency.forget({ key: 'k' }), 'the claim')
+  t.equal((await post('k', 'x'.repeat(500_000), lazy)).text, 'won')
+  finish.open()
+  t.equal((await first).status, 409)
+})
+
+t.test('G10: a renewal that is answered after the end changes nothing', async t => {
+  const renewing = gate()
+  const answer = gate()
+  const faults: Faults = { renew: async () => { renewing.open(); await answer.promise; fails() } }
+  const errors = listen(t, 'store-error')
+  const { post } = await start(t, 'memory', {
+    options: { store: faulty(faults), lease: 30 },
+    before: app => { app.addContentTypeParser('text/lazy', (_request, _payload, done) => done(null)) },
+    routes: app => app.post('/', async () => { await renewing.promise; return 'ok' })
+  })
+  t.equal((await post('k', 'x'.repeat(500_000), { headers: { 'content-type': 'text/lazy', 'idempotency-key': 'k' } })).text, 'ok')
+  answer.open()
+  await new Promise(resolve => setImmediate(resolve))
+  t.equal(errors.length, 0)
 })
 
 t.test('errors of a custom form and of the key option reach the client', async t => {

@@ -473,6 +473,67 @@ for (const mode of STORES) {
     t.equal(runs, 0)
   })
 
+  t.test(`G6: what comes late, or is cut, with nobody there (${mode})`, async t => {
+    const entered = gate()
+    let hijacked = false
+    const served = await start(t, mode, {
+      before: app => { app.addContentTypeParser('text/lazy', (_request, _payload, done) => done(null)) },
+      routes: app => {
+        app.post('/destroys', async (request, reply) => { reply.code(204); request.raw.socket.destroy() })
+        app.post('/hijacks-late', async (_request, reply) => {
+          const closed = once(reply.raw, 'close')
+          entered.open()
+          await closed
+          reply.hijack()
+          hijacked = true
+        })
+        app.post('/lazy', async request => { await once(request.raw, 'close'); return 'ran' })
+        app.post('/lazy-hijack', (_request, reply) => { reply.hijack(); reply.raw.end('raw') })
+        app.post('/lazy-early', { preHandler: async (_request, reply) => await reply.code(403).send('no') }, async () => 'ran')
+        app.post('/text', { preParsing: [async (request, _reply, payload) => { request.raw.setEncoding('utf8'); return payload }] }, async request => request.body)
+      }
+    })
+    const { port, post } = served
+    const settled = async (key: string): Promise<string | undefined> => {
+      await until(async () => !['held', undefined].includes(await stateOf(served, key)), `the end of ${key}`)
+      return await stateOf(served, key)
+    }
+    await t.rejects(post('destroys', undefined, { path: '/destroys' }))
+    t.equal(await settled('destroys'), 'completed')
+    t.equal((await post('destroys', undefined, { path: '/destroys' })).status, 204)
+
+    const socket = await cutting(port, head('/hijacks-late', 'hijacks'))
+    await entered.promise
+    socket.destroy()
+    t.equal(await settled('hijacks'), 'completed')
+    t.equal(hijacked, true)
+
+    for (const path of ['/lazy', '/lazy-hijack']) {
+      const half = await cutting(port, head(path, path, 'Content-Type: text/lazy\r\nContent-Length: 1000\r\n') + 'half')
+      await until(async () => await stateOf(served, path) === 'held', 'the claim')
+      half.destroy()
+      t.equal(await settled(path), 'freed', `${path}: an upload that is cut off is no outcome`)
+    }
+    t.equal((await post('early', 'x'.repeat(500_000), { path: '/lazy-early', headers: { 'content-type': 'text/lazy', 'idempotency-key': 'early' } })).status, 403)
+    t.equal(await settled('early'), 'freed')
+    const text = { path: '/text', headers: { 'content-type': 'text/plain', 'idempotency-key': 'text' } }
+    const first = await post('text', 'häß', text)
+    t.equal((await post('text', 'häß', text)).text, first.text)
+  })
+
+  t.test(`G13: a large stream to a client that reads slowly (${mode})`, async t => {
+    const { port, post } = await start(t, mode, {
+      options: { maxResponseBytes: 20_000_000 },
+      routes: app => app.post('/', async () => Readable.from(Array.from({ length: 200 }, () => Buffer.alloc(50_000, 'x'))))
+    })
+    const socket = await cutting(port, head('/', 'k', 'Connection: close\r\n'))
+    socket.pause()
+    await new Promise(resolve => setTimeout(resolve, 100))
+    socket.resume()
+    await once(socket, 'close')
+    t.equal((await post('k')).body.length, 10_000_000)
+  })
+
   t.test(`G13: over maxResponseBytes the client gets it whole, and the key is done (${mode})`, async t => {
     const { post } = await start(t, mode, {
       options: { maxResponseBytes: 10 },
@@ -491,6 +552,34 @@ for (const mode of STORES) {
     t.equal((await post('e', '{}', { path: '/exact' })).text, '€€€x')
   })
 }
+
+t.test('G14: many replays on one connection leave no listener on it', async t => {
+  const warnings: Error[] = []
+  const warn = (warning: Error): void => { warnings.push(warning) }
+  process.on('warning', warn)
+  t.teardown(() => process.off('warning', warn))
+  const { post } = await start(t, 'memory', { routes: app => app.post('/', async () => 'ok') })
+  const agent = new http.Agent({ keepAlive: true, maxSockets: 1 })
+  for (let i = 0; i < 25; i++) t.equal((await post('k', '{}', { agent })).replayed, i > 0)
+  // Nor does a request that is refused, or runs unprotected, with a body that nobody reads.
+  for (let i = 0; i < 25; i++) t.equal((await post('', 'x'.repeat(200_000), { agent })).status, 400)
+  agent.destroy()
+  t.same(warnings, [])
+})
+
+t.test('G8: behind an instance hook that decodes, a route declared first is compared by the decoded bytes', async t => {
+  const { post } = await start(t, 'memory, routes declared first', {
+    before: app => { app.addHook('preParsing', gunzipped) },
+    routes: app => app.post('/', async request => request.body)
+  })
+  const call = { headers: { 'content-type': 'application/json', 'idempotency-key': 'k' } }
+  t.same((await post('k', gzipSync('{"a":1}'), call)).json(), { a: 1 })
+  t.equal((await post('k', gzipSync('{"a":1}', { level: 1 }), call)).replayed, true)
+  t.equal((await post('k', gzipSync('{"a":2}'), call)).status, 409)
+  t.equal((await post('bad', 'not gzip', { headers: { ...call.headers, 'idempotency-key': 'bad' } })).status, 400)
+  t.equal((await post('k', 'not gzip', call)).status, 400)
+  t.equal((await post('k', gzipSync('{"a":1}'), call)).replayed, true)
+})
 
 t.test('G6: bad gzip in front of a replay ends like any other mismatch', async t => {
   const { port } = await start(t, 'memory', {

@@ -14,6 +14,7 @@ t.test('a wrong or unknown option fails at start-up with an error that names it'
     [{ tll: 5 }, /unknown option "tll"; the options here are .*ttl/],
     [{ ttl: 0 }, /option "ttl" must be a whole number of milliseconds from 1.*got 0/],
     [{ ttl: '24h' }, /option "ttl".*got '24h'/],
+    [{ ttl: 2 ** 44 }, /option "ttl" must be a whole number of milliseconds from 1 to 8796093022208/],
     [{ ttl: 1.5 }, /option "ttl"/],
     [{ lease: 2 ** 31 }, /option "lease" must be .* to 2147483647/],
     [{ prefix: 5 }, /option "prefix" must be a string/],
@@ -132,12 +133,12 @@ for (const mode of MODES) {
         app.post('/instance', async () => ({ runs: ++runs }))
         app.post('/route', { onRequest: guard }, async () => ({ runs: ++runs }))
         app.post('/routes', { onRequest: [async () => {}, guard] }, async () => ({ runs: ++runs }))
-        app.post('/pre-parsing', { config: { idempotency: { hook: 'preParsing' } }, preParsing: async (request, reply) => { if (!mode.endsWith('first')) await guard(request, reply) } }, async () => ({ runs: ++runs }))
+        app.post('/pre-parsing', { config: { idempotency: { hook: 'preParsing' } }, preParsing: guard }, async () => ({ runs: ++runs }))
         app.post('/pre-validation', { config: { idempotency: { hook: 'preValidation' } }, preValidation: guard }, async () => ({ runs: ++runs }))
         if (!mode.endsWith('first')) app.post('/pre-handler', { config: { idempotency: { hook: 'preHandler' } }, preHandler: [guard] }, async () => ({ runs: ++runs }))
       }
     })
-    const paths = ['/instance', '/route', '/routes', '/pre-validation', ...(mode.endsWith('first') ? [] : ['/pre-parsing', '/pre-handler'])]
+    const paths = ['/instance', '/route', '/routes', '/pre-parsing', '/pre-validation', ...(mode.endsWith('first') ? [] : ['/pre-handler'])]
     for (const path of paths) {
       allow = false
       t.equal((await post(path, '{}', { path })).status, 401)
@@ -225,6 +226,35 @@ for (const mode of STORES) {
     t.equal(typeof store.read, 'function')
   })
 }
+
+t.test('a route of several methods takes part with those that are covered, and an automatic HEAD route never does', async t => {
+  let runs = 0
+  const { call } = await start(t, 'memory', {
+    options: { methods: ['GET', 'POST'] },
+    routes: app => {
+      app.route({ method: ['POST', 'PUT'], url: '/', config: { idempotency: { ttl: 60_000 } }, handler: async () => ({ runs: ++runs }) })
+      app.get('/get', { config: { idempotency: true } }, async () => ({ runs: ++runs }))
+    }
+  })
+  for (const [method, path, expected] of [['POST', '/', true], ['PUT', '/', false], ['GET', '/get', true], ['HEAD', '/get', false]] as const) {
+    await call({ method, path, key: method })
+    t.equal((await call({ method, path, key: method })).replayed, expected, method)
+  }
+})
+
+t.test('a later stage without a key, or with a key option that fails there', async t => {
+  const { post } = await start(t, 'memory', {
+    routes: app => {
+      const late = { hook: 'preHandler' } as const
+      app.post('/none', { config: { idempotency: { ...late, key: () => undefined } } }, handler)
+      app.post('/fails', { config: { idempotency: { ...late, key: () => { throw new Error('no key') } } } }, handler)
+      app.post('/drops', { config: { idempotency: late }, preHandler: async request => { request.idempotency = null } }, handler)
+    }
+  })
+  t.equal((await post('k', '{}', { path: '/none' })).text, 'ok')
+  t.equal((await post('k', '{}', { path: '/fails' })).status, 500)
+  t.equal((await post('k', '{}', { path: '/drops' })).text, 'ok')
+})
 
 t.test('G14: a store of the app\'s own is closed with it', async t => {
   let closed = 0

@@ -189,10 +189,11 @@ t.test('events tell what happened, with the key, and never a body or a credentia
     fastify: { logger: { level: 'debug', stream: { write: (line: string) => { log.push(line) } } } },
     options: { maxResponseBytes: 500 },
     routes: app => {
-      app.post('/', async () => 'the response')
+      app.post('/', async () => 'a kept body')
       app.post('/slow', async () => { entered.open(); await finish.promise; return 'ok' })
       app.post('/fail', async (_request, reply) => await reply.code(500).send('x'))
       app.post('/large', async () => 'x'.repeat(501))
+      app.post('/required', { config: { idempotency: { required: true } } }, async () => 'ok')
     }
   })
   const auth = { headers: { ...headersOf({ key: 'k', body: '' }), authorization: 'Bearer secret-token' } }
@@ -207,12 +208,13 @@ t.test('events tell what happened, with the key, and never a body or a credentia
   await slow
   await post('f', '{}', { path: '/fail' })
   await post('l', '{}', { path: '/large' })
+  await post(undefined, '{}', { path: '/required' })
   t.same(events.map(([name, { key, status, attempt }]) => [name, key, status, attempt]), [
     ['executed', 'k', 200, 1], ['replayed', 'k', 200, 1], ['mismatched', 'k', undefined, 1], ['invalid', '', undefined, 0],
-    ['conflicted', 's', undefined, 1], ['executed', 's', 200, 1], ['released', 'f', undefined, 1], ['unreplayable', 'l', 200, 1]
+    ['conflicted', 's', undefined, 1], ['executed', 's', 200, 1], ['released', 'f', undefined, 1], ['unreplayable', 'l', 200, 1], ['invalid', '', undefined, 0]
   ])
   t.ok(events.every(([, { request }]) => request.method === 'POST'))
   t.match(log.join(''), 'idempotency: replayed')
   t.match(log.join(''), 'cannot be kept')
-  t.notMatch(log.join(''), /secret-token|4242424242424242|the response/)
+  t.notMatch(log.join(''), /secret-token|4242424242424242|a kept body/)
 })

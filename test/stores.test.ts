@@ -24,7 +24,7 @@ t.test('the store contract: RedisStore', async t => {
   const inner = (name: string): RedisClient => ({
     callBuffer: async (command, ...args) => await client.callBuffer(command, ...args.map((arg, i) => i === (command === 'DEL' ? 0 : 2) ? `${name}:${String(arg)}` : arg))
   })
-  storeTests({ createStore: () => new RedisStore(inner(`s${count++}`)), test: async (name, run) => await t.test(name, run) })
+  storeTests({ createStore: () => Object.assign(new RedisStore(inner(`s${count++}`)), { close: () => {} }), test: async (name, run) => await t.test(name, run) })
 })
 
 t.test('G14: MemoryStore drops the oldest ended keys at maxBytes, and never a held one', async t => {
