@@ -53,12 +53,13 @@ export class RequestBody {
 
   /** Reads what nobody else will read, and calls back when the body is whole or was cut off. */
   drain (done: (error?: Error) => void): void {
-    if (this.whole) return done()
-    if (this.#stream?.destroyed !== false) return done(cutOff())
+    const stream = this.#stream
+    if (this.whole || stream === undefined) return done()
+    if (stream.destroyed) return done(cutOff())
     this.#waiting = done
     // Once its response is over, Node.js no longer tells a request that the client has left.
     this.#socket.once('close', this.#onClose)
-    this.#stream.resume()
+    stream.resume()
     this.#payload?.resume()
   }
 

@@ -304,6 +304,51 @@ t.test('a waiter whose client leaves, or that meets a failing store, does not ta
   t.equal((await app.idempotency.inspect({ key: 'k' }))?.state, 'freed')
 })
 
+t.test('G4: a response that waits to be kept is forgotten when its reply turns into a failure', async t => {
+  const faults: Faults = { complete: fails }
+  const store = faulty(faults)
+  const { post, app } = await start(t, 'memory', {
+    options: { store },
+    routes: app => app.post('/', { onSend: async () => { delete faults.complete; throw new Error('hook') } }, async () => 'ok')
+  })
+  t.equal((await post('k', '{}')).status, 500)
+  await new Promise(resolve => setTimeout(resolve, 150))
+  t.equal((await app.idempotency.inspect({ key: 'k' }))?.state, 'freed')
+  t.equal(store.calls.filter(call => call === 'complete').length, 1)
+})
+
+t.test('inFlight wait: once the original\'s body is known, another body is told at once, and the same one waits', async t => {
+  const finish = gate()
+  const store = faulty({})
+  const { post } = await start(t, 'memory', { options: { store, lease: 60, inFlight: { wait: 60_000 } }, routes: app => app.post('/', async () => { await finish.promise; return 'ok' }) })
+  const first = post('k', '{"a":1}')
+  await until(() => store.calls.includes('renew'), 'a renewal')
+  const same = post('k', '{"a":1}')
+  t.equal((await post('k', '{"a":2}')).json().code, 'idempotency_key_mismatch')
+  const asked = store.calls.length
+  await until(() => store.calls.slice(asked).filter(call => call === 'claim').length > 1, 'polling')
+  finish.open()
+  t.equal((await first).text, 'ok')
+  t.equal((await same).replayed, true)
+})
+
+t.test('a waiter that a handler timeout has ended does not take the key', async t => {
+  const finish = gate()
+  let runs = 0
+  const store = faulty({})
+  const { post, app } = await start(t, 'memory', {
+    options: { store, inFlight: { wait: 60_000 } },
+    routes: app => app.post('/', { handlerTimeout: 100 }, async () => { runs++; await finish.promise; throw new Error('failed') })
+  })
+  t.same((await Promise.all([post('k'), post('k')])).map(({ status }) => status), [503, 503])
+  const asked = store.calls.length
+  finish.open()
+  await until(async () => (await app.idempotency.inspect({ key: 'k' }))?.state === 'freed', 'the end')
+  await new Promise(resolve => setTimeout(resolve, 80))
+  t.equal(runs, 1)
+  t.ok(store.calls.slice(asked).filter(call => call === 'claim').length <= 1)
+})
+
 t.test('G2: a late failure whose body was never read is refused as well', async t => {
   const finish = gate()
   let runs = 0

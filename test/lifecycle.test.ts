@@ -83,10 +83,11 @@ for (const mode of MODES) {
         app.post('/early', { preParsing: (_request, reply, payload, done) => { if (fail) reply.code(403).send('early'); else done(null, payload) } }, handler)
         app.post('/empty', { preParsing: async () => { await reject() } }, handler)
         app.post('/bad-type', async () => 'ran')
+        app.post('/used', async () => { const response = new Response('ran'); if (fail) await response.text(); return response })
         app.post('/invalid-payload', async (_request, reply) => { if (fail) reply.header('content-type', 'text/plain'); return fail ? { not: 'text' } : 'ran' })
       }
     })
-    const cases: Array<[string, string | undefined]> = [['/throws', '{}'], ['/throws-sync', '{}'], ['/serializer', '{}'], ['/serialization', '{}'], ['/on-send', '{}'], ['/parsing', '{}'], ['/reads-all', '{}'], ['/early', '{}'], ['/empty', undefined], ['/invalid-payload', '{}']]
+    const cases: Array<[string, string | undefined]> = [['/throws', '{}'], ['/throws-sync', '{}'], ['/serializer', '{}'], ['/serialization', '{}'], ['/on-send', '{}'], ['/parsing', '{}'], ['/reads-all', '{}'], ['/early', '{}'], ['/empty', undefined], ['/invalid-payload', '{}'], ['/used', '{}']]
     for (const [path, body] of cases) {
       if (path === '/reads-all' && mode.endsWith('first')) continue // the hook runs after the plugin's there, as its guarantee says
       fail = true
@@ -487,7 +488,7 @@ for (const mode of STORES) {
           reply.hijack()
           hijacked = true
         })
-        app.post('/lazy', async request => { await once(request.raw, 'close'); return 'ran' })
+        app.post('/lazy', async request => { await new Promise(resolve => request.raw.once('close', resolve)); return 'ran' })
         app.post('/lazy-hijack', (_request, reply) => { reply.hijack(); reply.raw.end('raw') })
         app.post('/lazy-early', { preHandler: async (_request, reply) => await reply.code(403).send('no') }, async () => 'ran')
         app.post('/text', { preParsing: [async (request, _reply, payload) => { request.raw.setEncoding('utf8'); return payload }] }, async request => request.body)

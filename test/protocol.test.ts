@@ -159,6 +159,9 @@ for (const mode of STORES) {
         app.post('/narrow', { config: { idempotency: { fingerprint: (_request, body) => (JSON.parse(String(body)) as { a: string }).a } } }, handler)
         app.post('/narrow-bytes', { config: { idempotency: { fingerprint: (_request, body) => body.subarray(0, 2) } } }, handler)
         app.post('/narrow-broken', { config: { idempotency: { fingerprint: () => { throw new Error('no fingerprint') } } } }, handler)
+        let calls = 0
+        app.post('/narrow-later', { config: { idempotency: { fingerprint: () => { if (calls++ > 0) throw new Error('no fingerprint'); return 'same' } } } }, () => ({ sync: true }))
+        app.post('/needs-event', { config: { idempotency: { required: true, key: () => undefined } } }, handler)
         app.post('/scope-broken', { config: { idempotency: { scope: () => { throw new Error('no scope') } } } }, handler)
         app.post('/scope-broken-later', { config: { idempotency: { scope: async () => { throw new Error('no scope') } } } }, handler)
       }
@@ -190,6 +193,10 @@ for (const mode of STORES) {
     }
     t.equal((await post(undefined, '{"a":"2"}', { path: '/narrow', headers: { ...headersOf({ body: '' }), 'x-idem': '/narrow' } })).json().code, 'idempotency_key_mismatch')
     t.equal((await post(undefined, '{"a":"1"}', { path: '/narrow-bytes', headers: { ...headersOf({ body: '' }), 'x-idem': '/narrow' } })).json().code, 'idempotency_key_mismatch')
+    const later = { path: '/narrow-later', headers: { ...headersOf({ body: '' }), 'x-idem': 'l' } }
+    t.same((await post(undefined, '{}', later)).json(), { sync: true })
+    t.match((await post(undefined, '{}', later)).json(), { statusCode: 500, message: 'no fingerprint' })
+    t.equal((await post(undefined, '{}', { path: '/needs-event' })).json().code, 'idempotency_key_missing')
     for (const path of ['/narrow-broken', '/scope-broken', '/scope-broken-later']) {
       for (let i = 0; i < 2; i++) {
         t.match((await post(undefined, '{}', { path, headers: { ...headersOf({ body: '' }), 'x-idem': 'b' } })).json(), { statusCode: 500, message: /no (fingerprint|scope)/ })
