@@ -1,4 +1,3 @@
-import type { FastifyBaseLogger } from 'fastify'
 import type { Leases } from './leases.ts'
 import type { Config } from './options.ts'
 import type { Store } from './store.ts'
@@ -8,5 +7,4 @@ export interface Core {
   config: Config
   store: Store
   leases: Leases
-  log: FastifyBaseLogger
 }

@@ -28,7 +28,7 @@ declare module 'fastify' {
 async function plugin (instance: FastifyInstance, options: FastifyIdempotencyOptions): Promise<void> {
   const config = parseOptions(options)
   const store = chooseStore(instance, config)
-  const core: Core = { config, store, leases: new Leases(store, config.storeTimeout), log: instance.log }
+  const core: Core = { config, store, leases: new Leases(store, config.storeTimeout) }
 
   instance.decorate('idempotency', createOperator(core))
   instance.decorateRequest('idempotency', null)

@@ -1,3 +1,5 @@
+import { spawn } from 'node:child_process'
+import { once } from 'node:events'
 import redis from '@fastify/redis'
 import Fastify, { type FastifyReply, type FastifyRequest } from 'fastify'
 import fp from 'fastify-plugin'
@@ -254,6 +256,14 @@ t.test('a later stage without a key, or with a key option that fails there', asy
   t.equal((await post('k', '{}', { path: '/none' })).text, 'ok')
   t.equal((await post('k', '{}', { path: '/fails' })).status, 500)
   t.equal((await post('k', '{}', { path: '/drops' })).text, 'ok')
+})
+
+t.test('G14: timers do not keep a process alive, not even those of a key that is held', async t => {
+  const child = spawn(process.execPath, ['--import', import.meta.resolve('@tapjs/typescript/import'), new URL('fixtures/exit.ts', import.meta.url).pathname], { stdio: ['ignore', 'pipe', 'inherit'] })
+  let said = ''
+  child.stdout.on('data', chunk => { said += String(chunk) })
+  const [code] = await once(child, 'exit') as [number]
+  t.same([code, said.trim()], [0, 'held'])
 })
 
 t.test('G14: a store of the app\'s own is closed with it', async t => {
