@@ -39,8 +39,9 @@ export function answer (core: Core, exchange: Exchange, verdict: Verdict, done: 
 export function refuse (core: Core, request: FastifyRequest, reply: FastifyReply, route: RouteConfig, error: IdempotencyError, done: Done, exchange?: Exchange): void {
   report(request, error, exchange)
   setRetryAfter(reply, error)
-  if (route.errors === 'throw') return done(error)
-  reply.send(render(core, request, reply, route, error))
+  const { thrown, payload } = render(core, request, reply, route, error)
+  if (thrown !== undefined) return done(thrown)
+  reply.send(payload)
 }
 
 /** Replaces a reply that is on its way in onSend: the lease was lost, its outcome must not be seen. */
@@ -53,8 +54,9 @@ export function replaceReply (core: Core, exchange: Exchange, verdict: Verdict, 
   }
   report(request, verdict.refuse, exchange)
   setRetryAfter(reply, verdict.refuse)
-  if (route.errors === 'throw') return done(verdict.refuse)
-  done(null, render(core, request, reply, route, verdict.refuse))
+  const { thrown, payload } = render(core, request, reply, route, verdict.refuse)
+  if (thrown !== undefined) done(thrown)
+  else done(null, payload)
 }
 
 function markReplay (exchange: Exchange, { replay }: { replay: Exchange['replay'] & object }): void {
@@ -73,9 +75,16 @@ function setRetryAfter (reply: FastifyReply, { retryAfter }: IdempotencyError): 
   if (retryAfter !== undefined) reply.header('retry-after', retryAfter)
 }
 
-function render (core: Core, request: FastifyRequest, reply: FastifyReply, route: RouteConfig, error: IdempotencyError): Buffer {
+/** The payload of a refusal, or the error that is to go through Fastify's error handler instead. */
+function render (core: Core, request: FastifyRequest, reply: FastifyReply, { errors }: RouteConfig, error: IdempotencyError): { thrown?: Error, payload?: Buffer } {
+  if (errors === 'throw') return { thrown: error }
+  let rendered
+  try {
+    rendered = renderError(error, request, errors, core.config.docsUrl)
+  } catch (thrown) {
+    return { thrown: thrown as Error }
+  }
+  reply.code(error.statusCode).header('content-type', rendered.contentType)
   // Bytes: the route's response schema would strip fields, and Fastify adds a charset to a string's type.
-  const { contentType, payload } = renderError(error, request, route.errors as Exclude<RouteConfig['errors'], 'throw'>, core.config.docsUrl)
-  reply.code(error.statusCode).header('content-type', contentType)
-  return Buffer.from(payload)
+  return { payload: Buffer.from(rendered.payload) }
 }

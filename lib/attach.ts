@@ -26,8 +26,7 @@ export function routeConfig (config: Config, given: unknown, methods: string[], 
 }
 
 /**
- * Puts the plugin on one route that is being declared: every hook at the end of its stage,
- * but for onSend, which stands before the route's own so that @fastify/compress comes after.
+ * Puts the plugin on one route that is being declared: every hook at the end of its stage.
  * Arrays are made anew: those in `route` are the user's own.
  */
 export function attachToRoute (core: Core, declared: FastifyRoute): void {
@@ -57,7 +56,9 @@ export function attachToRoute (core: Core, declared: FastifyRoute): void {
     if (exchange !== null) noteError(exchange, error)
     done()
   })
-  declared.onSend = [onSend(core, false), ...[declared.onSend ?? []].flat()]
+  // What is kept is uncompressed: each client gets an encoding that it accepts.
+  const own = [declared.onSend ?? []].flat()
+  declared.onSend = core.compressed ? [onSend(core, false), ...own] : [...own, onSend(core, false)]
   declared.handler = watchHandler(core, declared.handler)
 }
 

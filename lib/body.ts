@@ -13,7 +13,6 @@ export class RequestBody {
   readonly #chunks: Buffer[] = []
   readonly #collect: boolean
   #hash: Hash | undefined
-  #payload: Readable | undefined
   #waiting: ((error?: Error) => void) | undefined
 
   /** `collect`: keep the bytes, for `bytes()`; otherwise only their digest. */
@@ -34,10 +33,9 @@ export class RequestBody {
     if (stream !== request.raw) stream.on('error', () => {})
   }
 
-  /** A hook has replaced the stream: what it made of ours must flow, and may fail, with nobody else there. */
+  /** A hook has made another stream of ours, which may fail with nobody else there. */
   replacedBy (payload: Readable): void {
-    if (this.whole || payload === this.#stream) return
-    this.#payload = payload.on('error', () => this.#stream?.resume())
+    if (!this.whole && payload !== this.#stream) payload.on('error', () => {})
   }
 
   /** The SHA-256 of the body; only once it is whole. */
@@ -59,8 +57,9 @@ export class RequestBody {
     this.#waiting = done
     // Once its response is over, Node.js no longer tells a request that the client has left.
     this.#socket.once('close', this.#onClose)
+    // Whoever has begun to read, and stopped, would hold the rest back.
+    stream.unpipe()
     stream.resume()
-    this.#payload?.resume()
   }
 
   /** Lets the rest of an unwanted body pass, so that the connection can be used again. */

@@ -7,4 +7,6 @@ export interface Core {
   config: Config
   store: Store
   leases: Leases
+  /** @fastify/compress was registered first: its hook of a route stands there before ours is added. */
+  compressed: boolean
 }

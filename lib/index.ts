@@ -28,7 +28,7 @@ declare module 'fastify' {
 async function plugin (instance: FastifyInstance, options: FastifyIdempotencyOptions): Promise<void> {
   const config = parseOptions(options)
   const store = chooseStore(instance, config)
-  const core: Core = { config, store, leases: new Leases(store, config.storeTimeout) }
+  const core: Core = { config, store, leases: new Leases(store, config.storeTimeout), compressed: instance.hasPlugin('@fastify/compress') }
 
   instance.decorate('idempotency', createOperator(core))
   instance.decorateRequest('idempotency', null)

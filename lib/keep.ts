@@ -1,4 +1,4 @@
-import type { onSendHookHandler } from 'fastify'
+import type { FastifyReply, FastifyRequest, onSendHookHandler } from 'fastify'
 import { replaceReply } from './answer.ts'
 import type { Core } from './core.ts'
 import type { Exchange } from './exchange.ts'
@@ -85,9 +85,24 @@ function isResponse (payload: unknown): payload is Response {
 
 /** The hook in Fastify's form; costs a property read where nothing is to be kept. */
 export function onSend (core: Core, unseen: boolean): onSendHookHandler<unknown> {
-  return (request, _reply, payload, done) => {
+  return (request, reply, payload, done) => {
     const exchange = request.idempotency as Exchange | null
     if (exchange === null || exchange.unseen !== unseen) return done()
-    keep(core, exchange, payload, done)
+    let waited = false
+    keep(core, exchange, payload, (error, kept) => {
+      if (!waited) return done(error as null, kept)
+      try {
+        done(error as null, kept)
+      } catch (thrown) {
+        sendFailed(request, reply, thrown)
+      }
+    })
+    waited = true
   }
+}
+
+/** Fastify throws from `done` what writeHead refuses; after a wait for the store nobody else would catch it. */
+function sendFailed (request: FastifyRequest, reply: FastifyReply, error: unknown): void {
+  if (reply.raw.headersSent) request.log.error({ err: error }, 'idempotency: the reply could not be sent')
+  else reply.send(error)
 }

@@ -57,15 +57,15 @@ export function storeTests ({ createStore, test, advance = async ms => { await s
     assert.equal(await store.complete('k', token('a'), result, 60_000), true)
     const claim = await store.claim('k', claimOf('b'))
     assert.equal(claim.outcome, 'completed')
-    assert.deepEqual(plain((claim as { result: Outcome }).result), plain(result))
+    assert.deepEqual((claim as { result: Outcome }).result, result)
     assert.equal(claim.attempt, 1)
   })
 
-  check('a string body stands for its UTF-8 bytes', async store => {
+  check('a string body comes back as a string', async store => {
     await store.claim('k', claimOf('a'))
     await store.complete('k', token('a'), { ...result, body: 'häß €' }, 60_000)
     const claim = await store.claim('k', claimOf('b')) as { result: Outcome }
-    assert.deepEqual(plain(claim.result).body, Buffer.from('häß €'))
+    assert.equal(claim.result.body, 'häß €')
   })
 
   check('an outcome that cannot be replayed, and an empty one, are kept as such', async store => {
@@ -73,7 +73,7 @@ export function storeTests ({ createStore, test, advance = async ms => { await s
     const empty: Outcome = { fingerprint: 'f', status: 204, replayable: false, headers: [], body: '' }
     await store.complete('k', token('a'), empty, 60_000)
     const claim = await store.claim('k', claimOf('b')) as { result: Outcome }
-    assert.deepEqual(plain(claim.result), plain(empty))
+    assert.deepEqual(claim.result, empty)
   })
 
   check('the kept body does not change with the caller\'s buffer', async store => {
@@ -176,8 +176,4 @@ export function storeTests ({ createStore, test, advance = async ms => { await s
     assert.equal(await store.remove('k'), true)
     assert.deepEqual(await store.claim('k', claimOf('d')), acquired(1))
   })
-}
-
-function plain (outcome: Outcome): Outcome {
-  return { ...outcome, body: typeof outcome.body === 'string' ? Buffer.from(outcome.body) : outcome.body }
 }

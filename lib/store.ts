@@ -49,7 +49,7 @@ export interface Outcome {
   replayable: boolean
   /** Lower-case names; a header sent on several lines has several values. */
   headers: Array<[name: string, value: string | string[]]>
-  /** A string stands for its UTF-8 bytes. */
+  /** A string stands for its UTF-8 bytes; it must come back as a string, and a Buffer as a Buffer. */
   body: string | Buffer
 }
 

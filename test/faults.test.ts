@@ -309,7 +309,11 @@ t.test('G4: a response that waits to be kept is forgotten when its reply turns i
   const store = faulty(faults)
   const { post, app } = await start(t, 'memory', {
     options: { store },
-    routes: app => app.post('/', { onSend: async () => { delete faults.complete; throw new Error('hook') } }, async () => 'ok')
+    routes: app => {
+      // A hook behind the plugin's, as another plugin would add it.
+      app.addHook('onRoute', route => { route.onSend = [route.onSend ?? []].flat().concat(async () => { delete faults.complete; throw new Error('hook') }) })
+      app.post('/', async () => 'ok')
+    }
   })
   t.equal((await post('k', '{}')).status, 500)
   await new Promise(resolve => setTimeout(resolve, 150))
@@ -379,6 +383,23 @@ t.test('G10: a renewal that is answered after the end changes nothing', async t 
   answer.open()
   await new Promise(resolve => setImmediate(resolve))
   t.equal(errors.length, 0)
+})
+
+t.test('G2: a late holder is refused in a form that fails', async t => {
+  const finish = gate()
+  let runs = 0
+  const { post, app } = await start(t, 'memory', {
+    options: { errors: () => { throw new Error('no form') } },
+    routes: app => app.post('/', async () => { if (runs++ === 0) await finish.promise; else await new Promise(resolve => setTimeout(resolve, 100)); return 'ok' })
+  })
+  const first = post('k', '{}')
+  await until(async () => await app.idempotency.forget({ key: 'k' }), 'the claim')
+  const second = post('k', '{}')
+  await until(async () => (await app.idempotency.inspect({ key: 'k' }))?.state === 'held', 'the second claim')
+  finish.open()
+  t.match((await first).json(), { statusCode: 500, message: 'no form' })
+  t.equal((await second).text, 'ok')
+  t.match((await post('', '{}')).json(), { statusCode: 500, message: 'no form' })
 })
 
 t.test('errors of a custom form and of the key option reach the client', async t => {

@@ -272,6 +272,7 @@ for (const mode of MODES) {
           return { runs: ++runs, bytes }
         })
         app.post('/unread', async () => ({ runs: ++runs }))
+        app.post('/begun', async request => { await request.file(); return { runs: ++runs } })
       }
     })
     const big = Array.from({ length: 40 }, (_, i) => String(i % 10).repeat(3_000))
@@ -291,6 +292,7 @@ for (const mode of MODES) {
     const form = (text: string) => `--b\r\nContent-Disposition: form-data; name="f"; filename="f.txt"\r\nContent-Type: text/plain\r\n\r\n${text}\r\n--b--\r\n`
     t.match(await check('multipart', form('x'.repeat(100_000)), form('y'.repeat(100_000)), '/upload', 'multipart/form-data; boundary=b'), { bytes: 100_000 })
     await check('unread multipart', form('x'.repeat(100_000)), form('y'.repeat(100_000)), '/unread', 'multipart/form-data; boundary=b')
+    await check('begun multipart', form('x'.repeat(300_000)), form('y'.repeat(300_000)), '/begun', 'multipart/form-data; boundary=b')
     await check('one chunk or many', big.join(''), other, '/', 'text/plain')
     const chunked = await post('one chunk or many', big, { headers: { 'content-type': 'text/plain', 'idempotency-key': 'one chunk or many' } })
     t.equal(chunked.replayed, true)

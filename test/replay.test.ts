@@ -44,6 +44,8 @@ for (const mode of MODES) {
       Response: () => new Response('from a Response', { status: 202, headers: [['content-type', 'text/x'], ['x-multi', 'a'], ['set-cookie', 'a=1']] }),
       'Response without a body': () => new Response(null, { status: 204 }),
       'two values': reply => reply.header('x-two', ['a', 'b']).header('link', '</a>; rel=next').send('two'),
+      'latin-1 header with text': reply => reply.header('x-l', 'caf\u00e9').send('text'),
+      'latin-1 header with bytes': reply => reply.header('x-l', 'caf\u00e9').send(bytes),
       'raw headers': reply => { reply.raw.setHeader('X-Raw', 'raw'); return reply.send('raw') },
       'error object': () => { throw Object.assign(new Error('teapot'), { statusCode: 418 }) },
       'not found': reply => reply.callNotFound(),
@@ -161,6 +163,37 @@ for (const mode of STORES) {
     })
     t.equal((await post('k', '{}')).text, '<[1:x]>')
     t.equal((await post('k', '{}')).text, '<[1:x]>')
+  })
+
+  t.test(`G4: what a route's own onSend makes of a reply is what counts (${mode})`, async t => {
+    let count = 0
+    const { post } = await start(t, mode, {
+      routes: app => {
+        app.post('/fails', { onSend: async (_request, reply, payload) => { if (count++ === 0) reply.code(503); return payload } }, async request => ({ attempt: request.idempotency?.attempt }))
+        app.post('/counts', { onSend: async (_request, _reply, payload) => `${String(payload)}:${++count}` }, async () => 'x')
+      }
+    })
+    t.equal((await post('f', '{}', { path: '/fails' })).status, 503)
+    t.same((await post('f', '{}', { path: '/fails' })).json(), { attempt: 2 })
+    const first = await post('c', '{}', { path: '/counts' })
+    t.equal((await post('c', '{}', { path: '/counts' })).text, first.text)
+  })
+
+  t.test(`G6: a header that cannot be sent is a 500, and frees the key (${mode})`, async t => {
+    let bad = true
+    const log: string[] = []
+    const { post } = await start(t, mode, {
+      fastify: { logger: { level: 'error', stream: { write: (line: string) => { log.push(line) } } } },
+      routes: app => {
+        app.post('/', (_request, reply) => { reply.header('x-bad', bad ? 'a\u0100b' : 'ab').send('ok') })
+        app.post('/twice', (_request, reply) => { reply.send('1'); reply.send('2') })
+      }
+    })
+    t.equal((await post('k', '{}')).status, 500)
+    bad = false
+    t.equal((await post('k', '{}')).text, 'ok')
+    t.equal((await post('twice', '{}', { path: '/twice' })).status, 200)
+    if (mode === 'redis') t.match(log.join(), 'the reply could not be sent')
   })
 
   t.test(`G4: a reply that a later hook turns into a failure is not kept (${mode})`, async t => {

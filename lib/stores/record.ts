@@ -9,15 +9,17 @@ import type { Outcome } from '../store.ts'
 const VERSION = 1
 const HEAD = 10
 const REPLAYABLE = 1
+/** The body was a string: Node.js encodes header values by the type of the body that follows them. */
+const TEXT = 2
 
-/** Encodes a kept outcome; `decodeOutcome` is its inverse, with the body as a Buffer. */
+/** Encodes a kept outcome; `decodeOutcome` is its inverse. */
 export function encodeOutcome (outcome: Outcome): Buffer {
   const headers = JSON.stringify(outcome.headers)
   const headersLength = Buffer.byteLength(headers)
   const bodyLength = typeof outcome.body === 'string' ? Buffer.byteLength(outcome.body) : outcome.body.length
   const bytes = Buffer.allocUnsafe(HEAD + outcome.fingerprint.length + headersLength + bodyLength)
   bytes.writeUInt8(VERSION, 0)
-  bytes.writeUInt8(outcome.replayable ? REPLAYABLE : 0, 1)
+  bytes.writeUInt8((outcome.replayable ? REPLAYABLE : 0) | (typeof outcome.body === 'string' ? TEXT : 0), 1)
   bytes.writeUInt16BE(outcome.status, 2)
   bytes.writeUInt16BE(outcome.fingerprint.length, 4)
   bytes.writeUInt32BE(headersLength, 6)
@@ -34,13 +36,14 @@ export function decodeOutcome (bytes: Buffer): Outcome {
   if (bytes.length < HEAD || bytes[0] !== VERSION) {
     throw new Error(`The kept response has the unknown record version ${bytes[0] ?? 'none'}; this release reads version ${VERSION}. Remove the key, or let it expire, before mixing releases.`)
   }
+  const flags = bytes.readUInt8(1)
   const headersAt = HEAD + bytes.readUInt16BE(4)
   const bodyAt = headersAt + bytes.readUInt32BE(6)
   return {
     fingerprint: bytes.toString('latin1', HEAD, headersAt),
     status: bytes.readUInt16BE(2),
-    replayable: bytes[1] === REPLAYABLE,
+    replayable: (flags & REPLAYABLE) !== 0,
     headers: JSON.parse(bytes.toString('utf8', headersAt, bodyAt)) as Outcome['headers'],
-    body: bytes.subarray(bodyAt)
+    body: (flags & TEXT) !== 0 ? bytes.toString('utf8', bodyAt) : bytes.subarray(bodyAt)
   }
 }
