@@ -1,3 +1,5 @@
+import { tracingChannel } from 'node:diagnostics_channel'
+import type { Readable } from 'node:stream'
 import type { FastifyInstance, FastifyReply, FastifyRequest, RouteOptions as FastifyRoute } from 'fastify'
 import { RequestBody } from './body.ts'
 import type { Core } from './core.ts'
@@ -5,10 +7,8 @@ import { Exchange } from './exchange.ts'
 import { noteError, watchHandler, watchReply } from './handler.ts'
 import { onSend } from './keep.ts'
 import { parseRouteOptions, type Config, type RouteConfig, type Stage } from './options.ts'
-import { act, refuseMissing, take } from './take.ts'
 import { handlerEnded, handlerFailed } from './settle.ts'
-import { tracingChannel } from 'node:diagnostics_channel'
-import type { Readable } from 'node:stream'
+import { act, refuseMissing, take } from './take.ts'
 
 type Done = (error?: Error) => void
 

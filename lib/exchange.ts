@@ -45,6 +45,8 @@ export class Exchange implements RequestIdempotency {
   /** The outcome has been kept, freed, or lost. */
   settled = false
   lost = false
+  /** The outcome that is tried again in the background, until a later one replaces it. */
+  retrying: object | undefined
   /** All hooks up to the parser have let the request pass. */
   letThrough = false
   /** The parser gave up before the body's end, whatever arrives later. */

@@ -63,6 +63,7 @@ function recover (core: Core, exchange: Exchange, outcome: Outcome | undefined, 
     }
     const found = claim as Claim
     if (found.outcome === 'acquired') {
+      exchange.lost = false
       return step(core, exchange, outcome, error => {
         if (error !== null) storeFailed(core, exchange, outcome, error)
         else finish(core, exchange, outcome)
@@ -84,8 +85,9 @@ function storeFailed (core: Core, exchange: Exchange, outcome: Outcome | undefin
   request.log.error({ err: error }, `idempotency: the ${outcome === undefined ? 'key could not be freed' : 'response could not be kept'}; it is tried again in the background`)
   publish('store-error', request, exchange, { error })
   exchange.settling = false
+  const retrying = exchange.retrying = {}
   setTimeout(() => {
-    if (exchange.settled) return
+    if (exchange.settled || exchange.retrying !== retrying) return
     if (exchange.lost) return core.leases.delete(exchange)
     step(core, exchange, outcome, (error, accepted) => {
       if (error !== null) return storeFailed(core, exchange, outcome, error, Math.min(delay * 2, route.lease / 3))
@@ -144,6 +146,6 @@ function whenWhole (core: Core, exchange: Exchange, done: () => void): void {
   exchange.body.drain(error => error === undefined ? done() : settle(core, exchange, undefined, ignore))
 }
 
-function isOpen ({ holding, settling, settled }: Exchange): boolean {
-  return holding && !settling && !settled
+function isOpen ({ holding, settling, settled, retrying }: Exchange): boolean {
+  return holding && !settling && !settled && retrying === undefined
 }

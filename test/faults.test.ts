@@ -119,6 +119,20 @@ t.test('G10: a response that cannot be kept is sent all the same, and kept in th
   t.equal(runs, 1)
 })
 
+t.test('G10: the end of the response does not disturb the keeping in the background', async t => {
+  for (const outcome of ['kept', 'freed']) {
+    let tries = 0
+    const once = (): void => { if (tries++ === 0) fails() }
+    const store = faulty({ complete: once, release: once })
+    const { post, app } = await start(t, 'memory', { options: { store }, routes: app => app.post('/', async (_request, reply) => await reply.code(outcome === 'kept' ? 201 : 500).send(outcome)) })
+    t.equal((await post('k', '{}')).text, outcome)
+    await until(async () => (await app.idempotency.inspect({ key: 'k' }))?.state !== 'held', 'the second try')
+    t.same(store.calls, ['claim', ...Array.from({ length: 2 }, () => outcome === 'kept' ? 'complete' : 'release')])
+    const retry = await post('k', '{}')
+    t.same([retry.text, retry.replayed], [outcome, outcome === 'kept'])
+  }
+})
+
 t.test('G10: keeping in the background ends when the lease is lost', async t => {
   const faults: Faults = { complete: fails }
   const store = faulty(faults)
