@@ -48,6 +48,7 @@ export function refuse (core: Core, request: FastifyRequest, reply: FastifyReply
 export function replaceReply (core: Core, exchange: Exchange, verdict: Verdict, done: (error: Error | null, payload?: unknown) => void): void {
   const { request, reply, route } = exchange
   resetHeaders(reply, exchange.headersBefore)
+  exchange.dropped = false
   if ('replay' in verdict) {
     markReplay(exchange, verdict)
     return done(null, restore(reply, verdict.replay, core.config.replayedHeaderName))

@@ -55,6 +55,10 @@ export class Exchange implements RequestIdempotency {
   /** The handler gave its reply to somebody who calls `reply.send` later. */
   delegated = false
   sendCalled = false
+  /** A reply is in our onSend and has not left it. */
+  passing = false
+  /** Another reply came meanwhile. */
+  dropped = false
   /** A reply is in onSend, or is being streamed: its end decides. */
   sending = false
   /** Fastify answered in the place of a handler that may still run. */

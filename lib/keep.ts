@@ -2,7 +2,7 @@ import type { FastifyReply, FastifyRequest, onSendHookHandler } from 'fastify'
 import { replaceReply } from './answer.ts'
 import type { Core } from './core.ts'
 import type { Exchange } from './exchange.ts'
-import { capture, restore, unreplayable, unwrapResponse } from './response.ts'
+import { capture, resetHeaders, restore, unreplayable, unwrapResponse } from './response.ts'
 import { settle } from './settle.ts'
 import { isStream, tee, type ByteStream } from './tee.ts'
 import { settlement } from './verdict.ts'
@@ -88,21 +88,37 @@ export function onSend (core: Core, unseen: boolean): onSendHookHandler<unknown>
   return (request, reply, payload, done) => {
     const exchange = request.idempotency as Exchange | null
     if (exchange === null || exchange.unseen !== unseen) return done()
-    let waited = false
+    if (exchange.passing) {
+      // Sent twice, or a timeout: the first reply leaves as soon as the store has it.
+      exchange.dropped = true
+      return request.log.warn('idempotency: a reply is already on its way; this one is dropped')
+    }
+    exchange.passing = true
+    let waited: { status: number, headers: Record<string, unknown> } | undefined
     keep(core, exchange, payload, (error, kept) => {
-      if (!waited) return done(error as null, kept)
+      exchange.passing = false
+      if (waited === undefined) return done(error as null, kept)
+      if (exchange.dropped) {
+        // The dropped reply has set a status and headers of its own.
+        resetHeaders(reply, waited.headers)
+        reply.code(waited.status)
+      }
       try {
         done(error as null, kept)
       } catch (thrown) {
         sendFailed(request, reply, thrown)
       }
     })
-    waited = true
+    if (exchange.passing) waited = { status: reply.statusCode, headers: { ...reply.getHeaders() } }
   }
 }
 
 /** Fastify throws from `done` what writeHead refuses; after a wait for the store nobody else would catch it. */
 function sendFailed (request: FastifyRequest, reply: FastifyReply, error: unknown): void {
-  if (reply.raw.headersSent) request.log.error({ err: error }, 'idempotency: the reply could not be sent')
-  else reply.send(error)
+  if (reply.raw.headersSent) {
+    request.log.error({ err: error }, 'idempotency: the reply could not be sent')
+    reply.raw.destroy()
+  } else {
+    reply.send(error)
+  }
 }

@@ -39,7 +39,7 @@ export function restore (reply: FastifyReply, outcome: Outcome, replayedHeaderNa
   return outcome.body.length === 0 ? null : outcome.body
 }
 
-/** Takes what a withheld handler did to the reply back. */
+/** Makes the reply's headers what they were before. */
 export function resetHeaders (reply: FastifyReply, before: Record<string, unknown>): void {
   for (const name of Object.keys(reply.getHeaders())) {
     if (Object.hasOwn(before, name) && name !== 'content-type' && name !== 'content-length') continue
