@@ -8,7 +8,7 @@ import { judge, type Verdict } from './verdict.ts'
 
 /** Ends the holding of a key: its outcome is kept, or the key is freed. */
 
-/** `sent`: the client may see the reply. `instead`: it must see this, the lease was lost. */
+/** `undefined`: the client may see the reply. `instead`: it must see this, the lease was lost. */
 export type Settled = { instead: Verdict } | undefined
 
 /** Keeps `outcome`, or frees the key without one. Calls back when the reply may leave. */
@@ -52,10 +52,8 @@ function finish (core: Core, exchange: Exchange, outcome: Outcome | undefined): 
  * of it: a winner's response, somebody who runs now, or nobody (the store lost the record).
  */
 function recover (core: Core, exchange: Exchange, outcome: Outcome | undefined, done: (settled: Settled) => void): void {
-  const { storeKey, token, route, request } = exchange
-  exchange.lose()
-  request.log.warn('idempotency: the lease was lost before the outcome was kept')
-  publish('lease-lost', request, exchange)
+  const { storeKey, token, route } = exchange
+  loseLease(exchange)
   within(core.config.storeTimeout, () => core.store.claim(storeKey, { token, lease: route.lease, ttl: route.ttl, takeover: true }), (error, claim) => {
     if (error !== null) {
       storeFailed(core, exchange, outcome, error)
@@ -77,6 +75,12 @@ function recover (core: Core, exchange: Exchange, outcome: Outcome | undefined, 
   })
 }
 
+function loseLease (exchange: Exchange): void {
+  exchange.lose()
+  exchange.request.log.warn('idempotency: the lease was lost before the outcome was kept')
+  publish('lease-lost', exchange.request, exchange)
+}
+
 const RETRY_MS = 100
 
 /** The reply has its result; what remains is to tell the store, for as long as the lease lasts. */
@@ -92,11 +96,9 @@ function storeFailed (core: Core, exchange: Exchange, outcome: Outcome | undefin
     step(core, exchange, outcome, (error, accepted) => {
       if (error !== null) return storeFailed(core, exchange, outcome, error, Math.min(delay * 2, route.lease / 3))
       if (accepted === true) return finish(core, exchange, outcome)
-      exchange.lose()
       exchange.settled = true
       core.leases.delete(exchange)
-      request.log.warn('idempotency: the lease was lost before the outcome was kept')
-      publish('lease-lost', request, exchange)
+      loseLease(exchange)
     })
   }, delay).unref()
 }

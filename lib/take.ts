@@ -115,8 +115,7 @@ export function act (core: Core, exchange: Exchange, done: Done, deadline?: numb
   const wait = route.inFlight !== 'reject' && claim.outcome === 'held' ? route.inFlight.wait : 0
   if (!needsBody(claim)) {
     if (wait > 0) return pause(core, exchange, done, deadline ?? performance.now() + wait)
-    const verdict = claim.outcome === 'held' ? { refuse: inProgress(route.retryAfter) } : judge(claim, '', route.retryAfter)
-    return answer(core, exchange, verdict, done)
+    return answer(core, exchange, judge(claim, '', route.retryAfter), done)
   }
   body.drain(error => {
     if (error !== undefined) return done(error)
