@@ -8,6 +8,8 @@ export class RequestBody {
   readonly present: boolean
   /** Every byte has arrived. */
   whole: boolean
+  /** Bytes that have arrived. */
+  length = 0
   readonly #stream: Readable | undefined
   readonly #socket: FastifyRequest['raw']['socket']
   readonly #chunks: Buffer[] = []
@@ -69,6 +71,7 @@ export class RequestBody {
 
   #onData = (chunk: Buffer | string): void => {
     const bytes = typeof chunk === 'string' ? Buffer.from(chunk) : chunk
+    this.length += bytes.length
     // One chunk, the usual case, is cheaper to hash in one shot at the end.
     const [first] = this.#chunks
     if (first === undefined || this.#collect) {

@@ -1,12 +1,11 @@
-import type { Leases } from './leases.ts'
+import type { Backlog } from './backlog.ts'
 import type { Config } from './options.ts'
-import type { Store } from './store.ts'
+import type { Keeping } from './write.ts'
 
 /** What every step of the request's way needs of the instance. */
-export interface Core {
+export interface Core extends Keeping {
   config: Config
-  store: Store
-  leases: Leases
+  backlog: Backlog
   /** @fastify/compress was registered first: its hook of a route stands there before ours is added. */
   compressed: boolean
 }

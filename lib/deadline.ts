@@ -2,30 +2,49 @@ import type { Awaitable } from './store.ts'
 
 /**
  * Runs one store operation and calls `done` once: with its value, its error, or an error
- * after `ms`. An operation that answers at once is answered at once. What arrives after
- * the deadline goes to `late`.
+ * once its time is over. An operation that answers at once is answered at once. What
+ * comes after the time was over, a value or a failure, goes to `late`.
  */
-export function within<T> (ms: number, operation: () => Awaitable<T>, done: (error: unknown, value?: T) => void, late?: (value: T) => void): void {
-  let pending: Awaitable<T>
-  try {
-    pending = operation()
-  } catch (error) {
-    return done(error)
+export type Bounded = <T>(operation: () => Awaitable<T>, done: Answer<T>, late?: Answer<T>) => void
+type Answer<T> = (error: unknown, value?: T) => void
+
+/** No answer in time. One may still come. */
+export class StoreTimeout extends Error {
+  override readonly name = 'StoreTimeout'
+}
+
+const MAX_LATE = 1_000
+
+/**
+ * The way to the store, which bounds time and number: every operation is given `ms`. While
+ * a thousand are out past their time, further ones fail without being sent: a client that
+ * queues commands while the store is away must not queue without end.
+ */
+export function bounded (ms: number): Bounded {
+  let late = 0
+  return (operation, done, onLate) => {
+    if (late >= MAX_LATE) return done(new Error(`The store has left ${late} operations unanswered; no more are sent until it answers`))
+    let pending
+    try {
+      pending = operation()
+    } catch (error) {
+      return done(error)
+    }
+    if (!isPromise(pending)) return done(null, pending)
+    let expired = false
+    const timer = setTimeout(() => {
+      expired = true
+      late++
+      done(new StoreTimeout(`The store did not answer within ${ms} ms`))
+    }, ms).unref()
+    const settle: typeof done = (error, value) => {
+      clearTimeout(timer)
+      if (!expired) return done(error, value)
+      late--
+      onLate?.(error, value)
+    }
+    pending.then(value => settle(null, value), (error: unknown) => settle(error))
   }
-  if (!isPromise(pending)) return done(null, pending)
-  let expired = false
-  const timer = setTimeout(() => {
-    expired = true
-    done(new Error(`The store did not answer within ${ms} ms`))
-  }, ms).unref()
-  pending.then(value => {
-    clearTimeout(timer)
-    if (expired) late?.(value)
-    else done(null, value)
-  }, (error: unknown) => {
-    clearTimeout(timer)
-    if (!expired) done(error)
-  })
 }
 
 /** Calls back with a value that may be there already. */

@@ -45,8 +45,8 @@ export class Exchange implements RequestIdempotency {
   /** The outcome has been kept, freed, or lost. */
   settled = false
   lost = false
-  /** The outcome that is tried again in the background, until a later one replaces it. */
-  retrying: object | undefined
+  /** Its outcome waits in the backlog. */
+  retrying = false
   /** All hooks up to the parser have let the request pass. */
   letThrough = false
   /** The parser gave up before the body's end, whatever arrives later. */
@@ -68,7 +68,13 @@ export class Exchange implements RequestIdempotency {
   replay: Outcome | undefined
   /** What stood on the reply before the handler, for a reply that must be withheld. */
   headersBefore: Record<string, unknown> = {}
+  /** When the claim or the last renewal was sent: the lease lasts at least from then. */
   renewedAt = 0
+  /** A renewal has carried the fingerprint. */
+  told = false
+  /** When waiting for the holder ends, and the turns so far. */
+  waitUntil = 0
+  turns = 0
   #fingerprint = ''
   #abort: AbortController | undefined
 
@@ -113,6 +119,15 @@ export class Exchange implements RequestIdempotency {
       }
     }
     return this.#fingerprint
+  }
+}
+
+/** The fingerprint where it is known by now, else ''; what a route's own function throws comes up elsewhere. */
+export function knownFingerprint (exchange: Exchange): string {
+  try {
+    return exchange.body.whole ? exchange.fingerprint : ''
+  } catch {
+    return ''
   }
 }
 

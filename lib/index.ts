@@ -1,7 +1,9 @@
 import type { FastifyInstance } from 'fastify'
 import fp from 'fastify-plugin'
 import { attachToInstance, attachToRoute } from './attach.ts'
+import { Backlog } from './backlog.ts'
 import type { Core } from './core.ts'
+import { bounded } from './deadline.ts'
 import type { RequestIdempotency } from './exchange.ts'
 import { Leases } from './leases.ts'
 import { createOperator, type Operator } from './operator.ts'
@@ -28,7 +30,9 @@ declare module 'fastify' {
 async function plugin (instance: FastifyInstance, options: FastifyIdempotencyOptions): Promise<void> {
   const config = parseOptions(options)
   const store = chooseStore(instance, config)
-  const core: Core = { config, store, leases: new Leases(store, config.storeTimeout), compressed: instance.hasPlugin('@fastify/compress') }
+  const way = bounded(config.storeTimeout)
+  const keeping = { store, bounded: way, leases: new Leases(store, way) }
+  const core: Core = { ...keeping, config, backlog: new Backlog(keeping), compressed: instance.hasPlugin('@fastify/compress') }
 
   instance.decorate('idempotency', createOperator(core))
   instance.decorateRequest('idempotency', null)
@@ -36,16 +40,19 @@ async function plugin (instance: FastifyInstance, options: FastifyIdempotencyOpt
   if (hasRoutes(instance)) attachToInstance(core, instance)
   instance.addHook('onClose', async () => {
     await core.leases.idle()
+    await core.backlog.flush()
     core.leases.stop()
     await store.close?.()
   })
 }
 
-function chooseStore (instance: FastifyInstance, { store, redis }: Config): Store {
+function chooseStore (instance: FastifyInstance, { store, redis, minReplicas, storeTimeout }: Config): Store {
   if (store !== undefined) return store
-  if (redis !== undefined) return new RedisStore(redis)
+  const options = { minReplicas, replicaTimeout: Math.ceil(storeTimeout / 2) }
+  if (redis !== undefined) return new RedisStore(redis, options)
   const shared = (instance as { redis?: unknown }).redis as (Partial<RedisClient> & object) | undefined
   if (shared === undefined) {
+    if (minReplicas > 0) throw new TypeError('fastify-idempotency: option "minReplicas" needs Redis; give a client with the option "redis", or register @fastify/redis first')
     instance.log.info('idempotency: no Redis client at hand; keys are kept in this process only')
     return new MemoryStore()
   }
@@ -53,7 +60,7 @@ function chooseStore (instance: FastifyInstance, { store, redis }: Config): Stor
     const names = Object.keys(shared).map(name => `fastify.redis.${name}`)
     throw new TypeError(`fastify-idempotency: fastify.redis holds namespaces; choose one with the option "redis": ${names.join(' or ')}`)
   }
-  return new RedisStore(shared as RedisClient)
+  return new RedisStore(shared as RedisClient, options)
 }
 
 /** Whether a route may exist that `onRoute` has not seen; without one no hook runs for routes that take no part. */
@@ -72,4 +79,4 @@ export type { FastifyIdempotencyOptions, IdempotencyRouteOptions, Stage } from '
 export type { Awaitable, Claim, ClaimRequest, Entry, Outcome, Store } from './store.ts'
 export { MemoryStore, type MemoryStoreOptions } from './stores/memory.ts'
 export { decodeOutcome, encodeOutcome } from './stores/record.ts'
-export { RedisStore, type RedisClient } from './stores/redis.ts'
+export { RedisStore, type RedisClient, type RedisStoreOptions } from './stores/redis.ts'

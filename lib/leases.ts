@@ -1,29 +1,32 @@
-import { within } from './deadline.ts'
+import type { Bounded } from './deadline.ts'
 import { publish } from './events.ts'
-import type { Exchange } from './exchange.ts'
+import { knownFingerprint, type Exchange } from './exchange.ts'
 import type { Store } from './store.ts'
 
+/** A request that is over by then, or within a third of its lease, costs the store no renewal. */
+const TELL_MS = 500
+
 /**
- * Renews every key that is held longer than a third of its lease, from one shared timer.
- * Time is the monotonic clock's, so that a clock that is set does not matter.
+ * Renews every key that is held for long, from one shared timer: soon once, which tells
+ * other instances the fingerprint, and then at every third of the lease. Time is the
+ * monotonic clock's, so that a clock that is set does not matter.
  */
 export class Leases {
   readonly #store: Store
-  readonly #timeout: number
+  readonly #bounded: Bounded
   readonly #held = new Set<Exchange>()
   readonly #idle: Array<() => void> = []
   #timer: NodeJS.Timeout | undefined
   #period = Infinity
 
-  constructor (store: Store, storeTimeout: number) {
+  constructor (store: Store, bounded: Bounded) {
     this.#store = store
-    this.#timeout = storeTimeout
+    this.#bounded = bounded
   }
 
   add (exchange: Exchange): void {
-    exchange.renewedAt = performance.now()
     this.#held.add(exchange)
-    const period = Math.max(1, exchange.route.lease / 6)
+    const period = Math.max(1, Math.min(exchange.route.lease / 3, TELL_MS) / 2)
     if (this.#timer !== undefined && period >= this.#period) return
     clearInterval(this.#timer)
     this.#period = period
@@ -31,14 +34,32 @@ export class Leases {
   }
 
   delete (exchange: Exchange): void {
-    if (!this.#held.delete(exchange) || this.#held.size > 0) return
+    if (this.#held.delete(exchange)) this.parked()
+  }
+
+  /** An outcome waits in the backlog: its handler no longer runs. */
+  parked (): void {
+    if (this.#idle.length === 0 || !this.#isIdle()) return
     for (const resolve of this.#idle.splice(0)) resolve()
   }
 
-  /** Settles once no key is held: what still runs has ended. The process stays alive until then. */
+  /** The fingerprint of the request that holds a key in this process, where it is known; else ''. */
+  fingerprintOf (storeKey: string): string {
+    for (const exchange of this.#held) {
+      if (exchange.storeKey === storeKey && !exchange.lost) return knownFingerprint(exchange)
+    }
+    return ''
+  }
+
+  /** Settles once what still runs has ended. The process stays alive until then. */
   async idle (): Promise<void> {
     this.#timer?.ref()
-    if (this.#held.size > 0) await new Promise<void>(resolve => { this.#idle.push(resolve) })
+    if (!this.#isIdle()) await new Promise<void>(resolve => { this.#idle.push(resolve) })
+  }
+
+  #isIdle (): boolean {
+    for (const { retrying } of this.#held) if (!retrying) return false
+    return true
   }
 
   stop (): void {
@@ -51,24 +72,32 @@ export class Leases {
     if (this.#held.size === 0) return this.stop()
     const now = performance.now()
     for (const exchange of this.#held) {
-      if (now - exchange.renewedAt >= exchange.route.lease / 3) this.#renew(exchange, now)
+      const { route: { lease }, body, told, renewedAt } = exchange
+      if (now - renewedAt >= Math.min(lease / 3, !told && body.whole ? TELL_MS : Infinity)) this.#renew(exchange, now)
     }
   }
 
   #renew (exchange: Exchange, now: number): void {
-    const { request, route, storeKey, token } = exchange
+    const { request, route, storeKey, token, body } = exchange
     exchange.renewedAt = now
-    const fingerprint = exchange.body.whole ? exchange.fingerprint : undefined
-    within(this.#timeout, () => this.#store.renew(storeKey, token, route.lease, route.ttl, fingerprint), (error, renewed) => {
-      if (!exchange.holding || exchange.settling) return
+    exchange.told = body.whole
+    this.#bounded(() => this.#store.renew(storeKey, token, route.lease, route.ttl, knownFingerprint(exchange)), (error, renewed) => {
+      // The answer to the outcome decides, not a renewal's that was under way.
+      if (!exchange.holding || exchange.settling || exchange.lost) return
       if (error !== null) {
         request.log.error({ err: error }, 'idempotency: the lease could not be renewed; it is tried again')
         publish('store-error', request, exchange, { error })
       } else if (renewed !== true) {
-        exchange.lose()
-        request.log.warn('idempotency: the lease was lost while the handler runs')
-        publish('lease-lost', request, exchange)
+        loseLease(exchange)
       }
     })
   }
+}
+
+/** Another request may hold the key now: tells the handler, the log and the operator, once. */
+export function loseLease (exchange: Exchange): void {
+  if (exchange.lost) return
+  exchange.lose()
+  exchange.request.log.warn('idempotency: the lease was lost before the outcome was kept')
+  publish('lease-lost', exchange.request, exchange)
 }

@@ -50,6 +50,8 @@ export interface FastifyIdempotencyOptions extends IdempotencyRouteOptions {
   store?: Store
   /** An ioredis (or compatible) client. Default: `fastify.redis`, if @fastify/redis is registered. */
   redis?: RedisClient
+  /** Replicas of Redis that must have a step before it counts (WAIT), for those who cannot lose it in a failover. Default 0. */
+  minReplicas?: number
   /** Stands before every key in the store. Default `'idempotency:'`. */
   prefix?: string
   /** Whether every route of `methods` takes part, or only those with `config.idempotency`. Default true. */
@@ -75,6 +77,7 @@ export type RouteConfig = Required<Omit<IdempotencyRouteOptions, Optional>> & Pi
 export interface Config {
   store: Store | undefined
   redis: RedisClient | undefined
+  minReplicas: number
   prefix: string
   global: boolean
   methods: ReadonlySet<string>
@@ -128,6 +131,7 @@ const RULES: Record<keyof FastifyIdempotencyOptions, Rule> = {
   ...ROUTE_RULES,
   store: { test: value => { assertStore(value); return true }, want: '' },
   redis: { test: value => typeof value === 'object' || isFunction(value), want: 'an ioredis client' },
+  minReplicas: { test: value => value === 0 || isWhole(value), want: 'a whole number of replicas, 0 or more' },
   prefix: { test: value => typeof value === 'string', want: 'a string' },
   global: BOOLEAN,
   methods: { test: value => Array.isArray(value) && value.length > 0 && value.every(isToken), want: "an array of HTTP methods, such as ['POST', 'PATCH']" },
@@ -158,11 +162,14 @@ const ROUTE_DEFAULTS: RouteConfig = {
 /** @throws {TypeError} naming the first option that is unknown or wrong. */
 export function parseOptions (options: FastifyIdempotencyOptions): Config {
   const given = check(options, RULES, 'fastify-idempotency: ')
-  const { store, redis, prefix = 'idempotency:', global = true, methods = ['POST', 'PATCH'], headerName = 'Idempotency-Key', replayedHeaderName = 'Idempotent-Replayed', storeTimeout = 1_000, docsUrl, profile: _profile, ...route } = given
+  const { store, redis, minReplicas = 0, prefix = 'idempotency:', global = true, methods = ['POST', 'PATCH'], headerName = 'Idempotency-Key', replayedHeaderName = 'Idempotent-Replayed', storeTimeout = 1_000, docsUrl, profile: _profile, ...route } = given
   if (store !== undefined && redis !== undefined) {
     throw new TypeError('fastify-idempotency: options "store" and "redis" exclude each other; give the one that is to be used')
   }
-  return { store, redis, prefix, global, methods: new Set(methods.map(method => method.toUpperCase())), headerName, header: headerName.toLowerCase(), replayedHeaderName, storeTimeout, docsUrl, route: { ...ROUTE_DEFAULTS, ...route } }
+  if (store !== undefined && minReplicas > 0) {
+    throw new TypeError('fastify-idempotency: option "minReplicas" belongs to the option "redis"; a store of your own sees to its replicas itself')
+  }
+  return { store, redis, minReplicas, prefix, global, methods: new Set(methods.map(method => method.toUpperCase())), headerName, header: headerName.toLowerCase(), replayedHeaderName, storeTimeout, docsUrl, route: { ...ROUTE_DEFAULTS, ...route } }
 }
 
 /** @throws {TypeError} naming the route and its first option that is unknown or wrong. */

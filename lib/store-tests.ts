@@ -95,28 +95,28 @@ export function storeTests ({ createStore, test, advance = async ms => { await s
 
   check('a freed key can be claimed again, as the next attempt', async store => {
     await store.claim('k', claimOf('a'))
-    assert.equal(await store.release('k', token('a'), 60_000), true)
+    assert.equal(await store.release('k', token('a'), 60_000, true), true)
     assert.deepEqual(await store.claim('k', claimOf('b')), acquired(2))
   })
 
   check('every step after the claim is refused without the token', async store => {
     assert.equal(await store.complete('k', token('a'), result, 60_000), false)
-    assert.equal(await store.release('k', token('a'), 60_000), false)
-    assert.equal(await store.renew('k', token('a'), 10_000, 60_000), false)
+    assert.equal(await store.release('k', token('a'), 60_000, true), false)
+    assert.equal(await store.renew('k', token('a'), 10_000, 60_000, ''), false)
     await store.claim('k', claimOf('a'))
     assert.equal(await store.complete('k', token('b'), result, 60_000), false)
-    assert.equal(await store.release('k', token('b'), 60_000), false)
-    assert.equal(await store.renew('k', token('b'), 10_000, 60_000), false)
+    assert.equal(await store.release('k', token('b'), 60_000, true), false)
+    assert.equal(await store.renew('k', token('b'), 10_000, 60_000, ''), false)
     assert.equal((await store.claim('k', claimOf('c'))).outcome, 'held')
   })
 
   check('a renewal keeps the fingerprint for duplicates, and is refused once the key is completed', async store => {
     await store.claim('k', claimOf('a'))
     assert.equal(await store.renew('k', token('a'), 10_000, 60_000, 'fp'), true)
-    assert.equal(await store.renew('k', token('a'), 10_000, 60_000), true)
+    assert.equal(await store.renew('k', token('a'), 10_000, 60_000, ''), true)
     assert.deepEqual(await store.claim('k', claimOf('b')), { outcome: 'held', attempt: 1, fingerprint: 'fp' })
     await store.complete('k', token('a'), result, 60_000)
-    assert.equal(await store.renew('k', token('a'), 10_000, 60_000), false)
+    assert.equal(await store.renew('k', token('a'), 10_000, 60_000, ''), false)
   })
 
   check('a lease that has passed lets the next claim take over; the late holder is refused', async store => {
@@ -131,7 +131,7 @@ export function storeTests ({ createStore, test, advance = async ms => { await s
     await store.claim('k', claimOf('a', { lease: 60 }))
     await advance(90)
     assert.deepEqual(await store.claim('k', claimOf('b', { takeover: false })), { outcome: 'abandoned', attempt: 1, fingerprint: '' })
-    assert.equal(await store.renew('k', token('a'), 10_000, 60_000), true)
+    assert.equal(await store.renew('k', token('a'), 10_000, 60_000, ''), true)
     assert.equal((await store.claim('k', claimOf('b'))).outcome, 'held')
   })
 
@@ -163,7 +163,7 @@ export function storeTests ({ createStore, test, advance = async ms => { await s
     const held = await store.read('k')
     assert.deepEqual([held?.state, held?.attempt, held?.result], ['held', 1, undefined])
     assert.equal(held !== undefined && held.until - held.since, 10_000)
-    await store.release('k', token('a'), 60_000)
+    await store.release('k', token('a'), 60_000, true)
     assert.equal((await store.read('k'))?.state, 'freed')
     await store.claim('k', claimOf('b'))
     await store.complete('k', token('b'), result, 60_000)

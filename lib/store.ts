@@ -9,16 +9,21 @@
 export interface Store {
   /** Takes the key if it is absent, freed, already ours (same token), or its lease has passed. */
   claim (key: string, request: ClaimRequest): Awaitable<Claim>
-  /** Extends the lease to `lease` ms from now; keeps `fingerprint` for duplicates to compare with. */
-  renew (key: string, token: string, lease: number, ttl: number, fingerprint?: string): Awaitable<boolean>
+  /** Extends the lease to `lease` ms from now; keeps `fingerprint`, unless '', for duplicates to compare with. */
+  renew (key: string, token: string, lease: number, ttl: number, fingerprint: string): Awaitable<boolean>
   /** Keeps the outcome for `ttl` ms from now. Repeating it with the same token replaces the outcome. */
   complete (key: string, token: string, outcome: Outcome, ttl: number): Awaitable<boolean>
-  /** Frees the key for the next claim; the count of attempts is remembered for `ttl` ms. */
-  release (key: string, token: string, ttl: number): Awaitable<boolean>
+  /** Frees the key for the next claim. The count of attempts is remembered for `ttl` ms; this one counts if it was `executed`. */
+  release (key: string, token: string, ttl: number, executed: boolean): Awaitable<boolean>
   /** What is known of a key, or `undefined`. */
   read (key: string): Awaitable<Entry | undefined>
   /** Forgets a key whatever its state; `false` if there was none. */
   remove (key: string): Awaitable<boolean>
+  /**
+   * Calls `changed` once, soon, when the key is not held (any more); returns what stops it.
+   * For `inFlight: { wait }`; a store without it is polled.
+   */
+  watch? (key: string, changed: () => void): () => void
   /** Called once when the Fastify instance has closed. */
   close? (): Awaitable<void>
 }

@@ -2,7 +2,7 @@ import type { FastifyReply, FastifyRequest } from 'fastify'
 import { answer, refuse } from './answer.ts'
 import { cutOff } from './body.ts'
 import type { Core } from './core.ts'
-import { whenReady, within } from './deadline.ts'
+import { StoreTimeout, whenReady } from './deadline.ts'
 import { IdempotencyError } from './errors.ts'
 import { publish } from './events.ts'
 import { hasLeft, type Exchange } from './exchange.ts'
@@ -10,7 +10,8 @@ import { storeKey } from './fingerprint.ts'
 import { keyError, readKey } from './key.ts'
 import { settle, settleOnClose } from './settle.ts'
 import type { Claim } from './store.ts'
-import { inProgress, judge, needsBody } from './verdict.ts'
+import { judge, needsBody, type Verdict } from './verdict.ts'
+import { waitForHolder } from './wait.ts'
 
 type Done = (error?: Error) => void
 
@@ -63,19 +64,32 @@ function keyOf (core: Core, { request, route }: Exchange, done: (error: unknown,
   whenReady(found, (error, key) => done(error ?? (key === undefined ? null : keyError(key, route.maxKeyLength)), key))
 }
 
-function claim (core: Core, exchange: Exchange, done: Done): void {
+/** Asks the store for the key. */
+export function claim (core: Core, exchange: Exchange, done: Done): void {
   const { route, storeKey, token } = exchange
   const request = { token, lease: route.lease, ttl: route.ttl, takeover: route.abandoned === 'retry' }
-  within(core.config.storeTimeout, () => core.store.claim(storeKey, request), (error, claim) => {
-    if (error !== null) return storeFailed(core, exchange, error, done)
-    hold(core, exchange, claim as Claim)
+  const sent = performance.now()
+  core.bounded(() => core.store.claim(storeKey, request), (error, answered) => {
+    if (error !== null) {
+      // It may have been granted all the same: the answer alone was lost.
+      if (!(error instanceof StoreTimeout)) giveBack(core, exchange)
+      return storeFailed(core, exchange, error, done)
+    }
+    const found = answered as Claim
+    // Frozen since then: the key may have been taken over already. The token keeps it if not.
+    if (found.outcome === 'acquired' && performance.now() - sent >= route.lease) return claim(core, exchange, done)
+    hold(core, exchange, found, sent)
     if (!exchange.holding || !hasLeft(exchange)) return done()
     // The client left, or was answered by a timeout, before anything ran: nobody will settle the key later.
     settle(core, exchange, undefined, () => done(cutOff()))
-  }, late => {
+  }, (_error, late) => {
     // Nobody will use a key that was granted after the request was answered.
-    if (late.outcome === 'acquired') within(core.config.storeTimeout, () => core.store.release(storeKey, token, route.ttl), () => {})
+    if (late === undefined || late.outcome === 'acquired') giveBack(core, exchange)
   })
+}
+
+function giveBack (core: Core, { storeKey, token, route }: Exchange): void {
+  core.bounded(() => core.store.release(storeKey, token, route.ttl, false), () => {})
 }
 
 function storeFailed (core: Core, exchange: Exchange, cause: unknown, done: Done): void {
@@ -95,11 +109,12 @@ function stepAside ({ request, reply, body }: Exchange): void {
   reply.raw.once('close', () => body.discard())
 }
 
-function hold (core: Core, exchange: Exchange, claim: Claim): void {
+function hold (core: Core, exchange: Exchange, claim: Claim, sent: number): void {
   exchange.claim = claim
   exchange.attempt = claim.attempt
   if (claim.outcome !== 'acquired') return
   exchange.holding = true
+  exchange.renewedAt = sent
   core.leases.add(exchange)
   settleOnClose(core, exchange)
   if (claim.takeover) {
@@ -109,42 +124,33 @@ function hold (core: Core, exchange: Exchange, claim: Claim): void {
 }
 
 /** Run or replay: acts on what `take` has learned. */
-export function act (core: Core, exchange: Exchange, done: Done, deadline?: number): void {
-  const { claim, route, body } = exchange
-  if (claim === undefined || claim.outcome === 'acquired') return done()
-  const wait = route.inFlight !== 'reject' && claim.outcome === 'held' ? route.inFlight.wait : 0
-  if (!needsBody(claim)) {
-    if (wait > 0) return pause(core, exchange, done, deadline ?? performance.now() + wait)
-    return answer(core, exchange, judge(claim, '', route.retryAfter), done)
-  }
+export function act (core: Core, exchange: Exchange, done: Done): void {
+  const { claim: found, route, body, storeKey } = exchange
+  if (found === undefined || found.outcome === 'acquired') return done()
+  // A holder in this process has told nobody yet what it read.
+  if (found.outcome === 'held' && found.fingerprint === '') found.fingerprint = core.leases.fingerprintOf(storeKey)
+  if (!needsBody(found)) return give(judge(found, '', route.retryAfter))
   body.drain(error => {
     if (error !== undefined) return done(error)
     let verdict
     try {
-      verdict = judge(claim, exchange.fingerprint, route.retryAfter)
+      verdict = judge(found, exchange.fingerprint, route.retryAfter)
     } catch (thrown) {
       return done(thrown as Error)
     }
-    if (wait > 0 && 'refuse' in verdict && verdict.refuse.code === 'idempotency_in_progress') return pause(core, exchange, done, deadline ?? performance.now() + wait)
-    answer(core, exchange, verdict, done)
+    give(verdict)
   })
-}
 
-const POLL_MS = 25
-
-/** Waits a little, with jitter, and asks again: one store command a turn. */
-function pause (core: Core, exchange: Exchange, done: Done, deadline: number): void {
-  const { reply, route } = exchange
-  const left = deadline - performance.now()
-  if (left <= 0) return answer(core, exchange, { refuse: inProgress(route.retryAfter) }, done)
-  setTimeout(() => {
-    // Answered by a timeout, or the client has left: nobody is here to run the handler for.
-    if (reply.sent || hasLeft(exchange)) return
-    claim(core, exchange, error => {
-      if (error !== undefined) return done(error)
-      act(core, exchange, done, deadline)
+  function give (verdict: Verdict): void {
+    if (route.inFlight === 'reject' || !('refuse' in verdict) || verdict.refuse.code !== 'idempotency_in_progress') return answer(core, exchange, verdict, done)
+    waitForHolder(core.store, exchange, route.inFlight.wait, stillHeld => {
+      if (stillHeld) return answer(core, exchange, verdict, done)
+      claim(core, exchange, error => {
+        if (error !== undefined) return done(error)
+        act(core, exchange, done)
+      })
     })
-  }, Math.min(left, POLL_MS * (0.5 + Math.random()))).unref()
+  }
 }
 
 /** Refuses a request without its key before anything else is done for it. */

@@ -3,7 +3,7 @@ import type { Claim, ClaimRequest, Entry, Outcome, Store } from '../store.ts'
 export interface MemoryStoreOptions {
   /** Bytes that completed responses may take, their overhead included. Default 67,108,864 (64 MiB). */
   maxBytes?: number
-  /** The clock, ms since the epoch. Default `Date.now`. */
+  /** The clock, ms since the epoch. Default: one that does not jump when the system's is set. */
   now?: () => number
 }
 
@@ -23,12 +23,13 @@ export class MemoryStore implements Store {
   readonly #now: () => number
   readonly #held = new Map<string, Held>()
   readonly #ended = new Map<string, Ended>()
+  readonly #watchers = new Map<string, Set<() => void>>()
   #bytes = 0
   #sweeper: Iterator<[string, Ended]> = this.#ended.entries()
 
   /** @throws {TypeError} when `maxBytes` is not a positive number. */
   constructor (options: MemoryStoreOptions = {}) {
-    const { maxBytes = 67_108_864, now = Date.now } = options
+    const { maxBytes = 67_108_864, now = steadyNow } = options
     if (!(typeof maxBytes === 'number' && maxBytes > 0)) {
       throw new TypeError(`MemoryStore: option "maxBytes" must be a positive number of bytes, got ${String(maxBytes)}`)
     }
@@ -65,22 +66,34 @@ export class MemoryStore implements Store {
     return { outcome: 'acquired', attempt, takeover: takenOver }
   }
 
-  renew (key: string, token: string, lease: number, ttl: number, fingerprint?: string): boolean {
+  renew (key: string, token: string, lease: number, ttl: number, fingerprint: string): boolean {
     const held = this.#held.get(key)
     if (held === undefined || held.token !== token) return false
     const now = this.#now()
     held.leaseUntil = now + lease
     held.until = now + lease + ttl
-    if (fingerprint !== undefined) held.fingerprint = fingerprint
+    if (fingerprint !== '') held.fingerprint = fingerprint
     return true
   }
 
   complete (key: string, token: string, outcome: Outcome, ttl: number): boolean {
-    return this.#end(key, token, ttl, { ...outcome, body: owned(outcome.body) })
+    return this.#end(key, token, ttl, { ...outcome, body: owned(outcome.body) }, true)
   }
 
-  release (key: string, token: string, ttl: number): boolean {
-    return this.#end(key, token, ttl, undefined)
+  release (key: string, token: string, ttl: number, executed: boolean): boolean {
+    return this.#end(key, token, ttl, undefined, executed)
+  }
+
+  watch (key: string, changed: () => void): () => void {
+    if (!this.#held.has(key)) {
+      const soon = setImmediate(changed)
+      return () => clearImmediate(soon)
+    }
+    const watchers = this.#watchers.get(key) ?? new Set()
+    this.#watchers.set(key, watchers.add(changed))
+    return () => {
+      if (watchers.delete(changed) && watchers.size === 0) this.#watchers.delete(key)
+    }
   }
 
   read (key: string): Entry | undefined {
@@ -100,21 +113,33 @@ export class MemoryStore implements Store {
     this.#held.delete(key)
     const ended = this.#ended.get(key)
     if (ended !== undefined) this.#drop(key, ended)
+    this.#wake(key)
     return known
   }
 
-  #end (key: string, token: string, ttl: number, result: Outcome | undefined): boolean {
-    const before = this.#held.get(key) ?? this.#ended.get(key)
-    if (before === undefined || before.token !== token) return false
-    this.#held.delete(key)
+  #end (key: string, token: string, ttl: number, result: Outcome | undefined, executed: boolean): boolean {
     const replaced = this.#ended.get(key)
+    const before = this.#held.get(key) ?? replaced
+    if (before === undefined || before.token !== token) return false
+    // A step that is repeated must not count twice.
+    if (before === replaced && result === undefined && replaced.result === undefined) return true
+    this.#held.delete(key)
     if (replaced !== undefined) this.#drop(key, replaced)
     const now = this.#now()
+    const attempt = executed ? before.attempt : before.attempt - 1
     const bytes = RECORD_BYTES + (result === undefined ? 0 : sizeOf(result))
-    this.#ended.set(key, { token, attempt: before.attempt, since: now, until: now + ttl, bytes, result })
+    this.#ended.set(key, { token, attempt, since: now, until: now + ttl, bytes, result })
     this.#bytes += bytes
     this.#sweep(now)
+    this.#wake(key)
     return true
+  }
+
+  #wake (key: string): void {
+    const watchers = this.#watchers.get(key)
+    if (watchers === undefined) return
+    this.#watchers.delete(key)
+    setImmediate(() => { for (const changed of watchers) changed() })
   }
 
   /** A few steps per write reach every expired record in time, without a timer or a pause. */
@@ -141,6 +166,10 @@ export class MemoryStore implements Store {
   #drop (key: string, entry: Ended): void {
     if (this.#ended.delete(key)) this.#bytes -= entry.bytes
   }
+}
+
+function steadyNow (): number {
+  return performance.timeOrigin + performance.now()
 }
 
 /** A slice would keep the whole pool or request buffer that it was cut from in memory. */

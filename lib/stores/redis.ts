@@ -4,7 +4,18 @@ import { decodeOutcome, encodeOutcome } from './record.ts'
 
 /** The part of a client that is used: ioredis 5 and 6 (`Redis` or `Cluster`) and iovalkey fit. */
 export interface RedisClient {
-  callBuffer (command: string, ...args: Array<string | number | Buffer>): Promise<unknown>
+  callBuffer (command: string, ...args: Argument[]): Promise<unknown>
+  /** For `minReplicas` only. */
+  pipeline? (commands: Array<[name: string, ...args: Argument[]]>): { exec (): Promise<Array<[error: Error | null, result: unknown]> | null> }
+}
+
+type Argument = string | number | Buffer
+
+export interface RedisStoreOptions {
+  /** Replicas that must have a write before it counts, by Redis' WAIT. Default 0: replication is not waited for. */
+  minReplicas?: number
+  /** Milliseconds that the replicas are given for it. Default 500. */
+  replicaTimeout?: number
 }
 
 /**
@@ -38,7 +49,9 @@ if record then
 end
 `
 
-const script = (body: string) => {
+interface Script { source: string, sha: string }
+
+const script = (body: string): Script => {
   const source = PRELUDE + body
   return { source, sha: createHash('sha1').update(source).digest('hex') }
 }
@@ -69,9 +82,11 @@ put(KEYS[1], 'h', now() + ARGV[2], attempt, since, token, payload, ARGV[2] + ARG
 return 1
 `)
 
-// ARGV: token, ttl, state, payload
+// ARGV: token, ttl, state, payload, executed
 const END = script(`
 if not record or token ~= ARGV[1] then return 0 end
+if state == 'f' and ARGV[3] == 'f' then return 1 end
+if ARGV[5] == '0' then attempt = attempt - 1 end
 put(KEYS[1], ARGV[3], 0, attempt, now(), token, ARGV[4], ARGV[2])
 return 1
 `)
@@ -88,17 +103,27 @@ return {string.sub(record, 1, ${HEAD}), string.sub(record, ${HEAD + 1}), string.
  */
 export class RedisStore implements Store {
   readonly #client: RedisClient
+  readonly #minReplicas: number
+  readonly #replicaTimeout: number
 
-  /** @throws {TypeError} when `client` is not an ioredis-compatible client. */
-  constructor (client: RedisClient) {
+  /** @throws {TypeError} when `client` is not an ioredis-compatible client, or an option is not a whole number. */
+  constructor (client: RedisClient, { minReplicas = 0, replicaTimeout = 500 }: RedisStoreOptions = {}) {
     if (typeof (client as Partial<RedisClient> | null)?.callBuffer !== 'function') {
       throw new TypeError('fastify-idempotency: option "redis" must be an ioredis client or one compatible with it (iovalkey, an ioredis Cluster): it has no method "callBuffer"')
     }
+    if (!Number.isSafeInteger(minReplicas) || minReplicas < 0 || !Number.isSafeInteger(replicaTimeout) || replicaTimeout < 1) {
+      throw new TypeError('RedisStore: options "minReplicas" and "replicaTimeout" must be whole numbers, of replicas and of milliseconds')
+    }
+    if (minReplicas > 0 && client.pipeline === undefined) {
+      throw new TypeError('RedisStore: option "minReplicas" needs a client with the method "pipeline", such as ioredis')
+    }
     this.#client = client
+    this.#minReplicas = minReplicas
+    this.#replicaTimeout = replicaTimeout
   }
 
   async claim (key: string, { token, lease, ttl, takeover }: ClaimRequest): Promise<Claim> {
-    const [state, attempt, rest] = await this.#run(CLAIM, key, token, lease, ttl, takeover ? 1 : 0) as [Buffer, number, Buffer | number]
+    const [state, attempt, rest] = await this.#write(CLAIM, key, token, lease, ttl, takeover ? 1 : 0) as [Buffer, number, Buffer | number]
     switch (String(state)) {
       case 'a': return { outcome: 'acquired', attempt, takeover: rest === 1 }
       case 'h': return { outcome: 'held', attempt, fingerprint: String(rest) }
@@ -107,16 +132,16 @@ export class RedisStore implements Store {
     }
   }
 
-  async renew (key: string, token: string, lease: number, ttl: number, fingerprint = ''): Promise<boolean> {
-    return await this.#run(RENEW, key, token, lease, ttl, fingerprint) === 1
+  async renew (key: string, token: string, lease: number, ttl: number, fingerprint: string): Promise<boolean> {
+    return await this.#write(RENEW, key, token, lease, ttl, fingerprint) === 1
   }
 
   async complete (key: string, token: string, outcome: Outcome, ttl: number): Promise<boolean> {
-    return await this.#run(END, key, token, ttl, 'c', encodeOutcome(outcome)) === 1
+    return await this.#write(END, key, token, ttl, 'c', encodeOutcome(outcome), 1) === 1
   }
 
-  async release (key: string, token: string, ttl: number): Promise<boolean> {
-    return await this.#run(END, key, token, ttl, 'f', '') === 1
+  async release (key: string, token: string, ttl: number, executed: boolean): Promise<boolean> {
+    return await this.#run(END, key, token, ttl, 'f', '', executed ? 1 : 0) === 1
   }
 
   async read (key: string): Promise<Entry | undefined> {
@@ -138,13 +163,44 @@ export class RedisStore implements Store {
   }
 
   /** EVALSHA, and EVAL where the server does not know the script (first use, SCRIPT FLUSH, failover). */
-  async #run ({ sha, source }: ReturnType<typeof script>, key: string, ...args: Array<string | number | Buffer>): Promise<unknown> {
+  async #run ({ sha, source }: Script, key: string, ...args: Argument[]): Promise<unknown> {
     try {
       return await this.#client.callBuffer('EVALSHA', sha, 1, key, ...args)
     } catch (error) {
       if (!String(error).includes('NOSCRIPT')) throw explain(error)
     }
     return await this.#client.callBuffer('EVAL', source, 1, key, ...args).catch((error: unknown) => { throw explain(error) })
+  }
+
+  /** A step whose loss in a failover would break a promise: it counts once `minReplicas` have it. */
+  async #write (script: Script, key: string, ...args: Argument[]): Promise<unknown> {
+    if (this.#minReplicas === 0) return await this.#run(script, key, ...args)
+    let answer: unknown
+    let [reply, acknowledged] = await this.#runAndWait(script, key, args)
+    if (reply instanceof Error) {
+      // An unknown script, or a slot that has moved, is followed for a single command only. The same step
+      // again, with the same token, is harmless.
+      answer = await this.#run(script, key, ...args)
+      ;[reply, acknowledged] = await this.#runAndWait(script, key, args)
+      if (reply instanceof Error) throw explain(reply)
+    }
+    answer ??= reply
+    const written = answer === 1 || (Array.isArray(answer) && String(answer[0]) === 'a')
+    if (written && !(Number(acknowledged) >= this.#minReplicas)) {
+      throw new Error(`Only ${String(acknowledged)} of ${this.#minReplicas} replicas have the write after ${this.#replicaTimeout} ms`)
+    }
+    return answer
+  }
+
+  /** In one pipeline: after a reconnect between the two, WAIT would vouch for another connection's writes. */
+  async #runAndWait ({ sha }: Script, key: string, args: Argument[]): Promise<[reply: unknown, acknowledged: unknown]> {
+    const { pipeline } = this.#client as Required<RedisClient>
+    const results = await pipeline.call(this.#client, [
+      ['callBuffer', 'EVALSHA', sha, 1, key, ...args],
+      ['callBuffer', 'WAIT', this.#minReplicas, this.#replicaTimeout]
+    ]).exec()
+    const [[error, reply], [waitError, acknowledged]] = results as [[Error | null, unknown], [Error | null, unknown]]
+    return [error ?? reply, waitError ?? acknowledged]
   }
 }
 
