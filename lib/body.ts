@@ -25,10 +25,11 @@ export class RequestBody {
     this.whole = !this.present
     if (this.whole) return
     this.#stream = stream
-    stream.on('data', this.#onData)
-    // A listener makes the stream flow; only whoever reads the body may do that. But then
-    // a reader's bare `on('data')` no longer does it either: do it for such a reader.
+    // A listener would make the stream flow; only whoever reads the body may do that. Paused first:
+    // an empty body would otherwise end before its reader is there. But then a reader's
+    // bare `on('data')` no longer makes it flow either: do it for such a reader.
     stream.pause()
+    stream.on('data', this.#onData)
     stream.on('newListener', this.#onListener)
     stream.once('end', this.#onEnd)
     stream.once('close', this.#onClose)

@@ -17,9 +17,10 @@ export function settle (core: Core, exchange: Exchange, outcome: Outcome | undef
       finish(core, exchange, outcome, settled)
       return done(settled)
     }
-    core.backlog.add(exchange, outcome, error)
     // Refused, and nobody knows why: the reply may be a second outcome, so it must not be seen.
-    done(exchange.lost ? { instead: { refuse: inProgress(exchange.route.retryAfter) } } : undefined)
+    const { lost } = exchange
+    core.backlog.add(exchange, outcome, error)
+    done(lost ? { instead: { refuse: inProgress(exchange.route.retryAfter) } } : undefined)
   })
 }
 

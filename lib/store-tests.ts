@@ -135,6 +135,39 @@ export function storeTests ({ createStore, test, advance = async ms => { await s
     assert.equal((await store.claim('k', claimOf('b'))).outcome, 'held')
   })
 
+  check('a claim that was never executed does not count, however often it is released', async store => {
+    await store.claim('k', claimOf('a'))
+    for (let i = 0; i < 3; i++) assert.equal(await store.release('k', token('a'), 60_000, false), true)
+    assert.deepEqual(await store.claim('k', claimOf('b')), acquired(1))
+    await store.release('k', token('b'), 60_000, true)
+    assert.deepEqual(await store.claim('k', claimOf('c')), acquired(2))
+  })
+
+  check('watch, where there is one, calls once the key is no longer held, and not after it was stopped', async store => {
+    if (store.watch === undefined) return
+    const changes: string[] = []
+    const watch = (key: string, name: string) => store.watch?.(key, () => { changes.push(name) }) as () => void
+    const soon = async (name: string): Promise<void> => { while (!changes.includes(name)) await sleep(1) }
+    await store.claim('k', claimOf('a'))
+    watch('absent', 'absent')
+    watch('absent', 'stopped')()
+    watch('k', 'completed')
+    watch('k', 'stopped')()
+    await soon('absent')
+    await store.complete('k', token('a'), result, 60_000)
+    await soon('completed')
+    await store.claim('freed', claimOf('a'))
+    watch('freed', 'freed')
+    await store.release('freed', token('a'), 60_000, true)
+    await soon('freed')
+    await store.claim('removed', claimOf('a'))
+    watch('removed', 'removed')
+    watch('removed', 'stopped')()
+    await store.remove('removed')
+    await soon('removed')
+    assert.deepEqual(changes, ['absent', 'completed', 'freed', 'removed'])
+  })
+
   check('the lease rules while held: a short ttl does not free the key', async store => {
     await store.claim('k', claimOf('a', { ttl: 20 }))
     await advance(60)

@@ -602,3 +602,19 @@ t.test('G6: bad gzip in front of a replay ends like any other mismatch', async t
   t.equal((await send(port, { ...call, body: gzipSync('{"a":1}') })).replayed, true)
   t.equal((await send(port, { ...call, body: 'not gzip at all, and rather long '.repeat(1_000) })).status, 409)
 })
+
+for (const mode of MODES) {
+  t.test(`G6: an empty body with a content type is answered at once (${mode})`, async t => {
+    const { post } = await start(t, mode, {
+      before: app => { app.addContentTypeParser('text/any', { parseAs: 'string' }, (_request, body, done) => done(null, body)) },
+      routes: app => app.post('/', async request => ({ body: request.body }))
+    })
+    const empty = async (type: string) => await post(type, '', { headers: { 'content-type': type, 'idempotency-key': type } })
+    for (const replayed of [false, true]) {
+      const json = await empty('application/json')
+      t.same([json.status, json.json().code, json.replayed], [400, 'FST_ERR_CTP_EMPTY_JSON_BODY', replayed])
+      const text = await empty('text/any')
+      t.same([text.text, text.replayed], ['{"body":""}', replayed])
+    }
+  })
+}

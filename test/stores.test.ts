@@ -2,12 +2,16 @@ import fc from 'fast-check'
 import t from 'tap'
 import { decodeOutcome, encodeOutcome, MemoryStore, RedisStore, type Outcome, type RedisClient } from '../lib/index.ts'
 import { storeTests } from '../lib/store-tests.ts'
-import { redisClient, stopRedis } from './fixtures/app.ts'
+import { redisClient, serversOf, stopRedis } from './fixtures/app.ts'
 
 t.teardown(stopRedis)
 const token = 'a'.repeat(36)
 const claim = { token, lease: 10_000, ttl: 60_000, takeover: true }
 const outcome: Outcome = { fingerprint: 'f', status: 200, replayable: true, headers: [], body: 'x'.repeat(1_000) }
+
+async function flushScripts (client: Awaited<ReturnType<typeof redisClient>>): Promise<void> {
+  await Promise.all(serversOf(client).map(async server => await server.script('FLUSH')))
+}
 
 t.test('the store contract: MemoryStore, on a clock of the test\'s own', async t => {
   let now = 1_000_000
@@ -87,7 +91,7 @@ t.test('G10: RedisStore survives SCRIPT FLUSH', async t => {
   const client = await redisClient()
   const store = new RedisStore(client)
   await store.claim('flush', claim)
-  await client.script('FLUSH')
+  await flushScripts(client)
   t.equal(await store.complete('flush', token, outcome, 60_000), true)
 })
 
@@ -124,7 +128,7 @@ t.test('a record of an unknown version is an error that says so, never a replay'
   await t.rejects(store.read('version'), /unknown record version 9/)
   await client.hset('hash', 'a', 'b')
   await t.rejects(store.claim('hash', claim), /WRONGTYPE/)
-  await client.script('FLUSH')
+  await flushScripts(client)
   await t.rejects(store.claim('hash', claim), /WRONGTYPE/)
   t.throws(() => decodeOutcome(Buffer.alloc(0)), /unknown record version none/)
 })

@@ -1,161 +1,12 @@
-import { spawn } from 'node:child_process'
 import { randomUUID } from 'node:crypto'
-import { once } from 'node:events'
-import * as diagnostics from 'node:diagnostics_channel'
 import { Readable } from 'node:stream'
-import t, { type Test } from 'tap'
-import type { IdempotencyError, IdempotencyEvent, Store } from '../lib/index.ts'
+import t from 'tap'
 import { MemoryStore } from '../lib/index.ts'
-import { connect, startRedis } from './fixtures/redis.ts'
 import { storeKey } from '../lib/fingerprint.ts'
-import { gate, redisServer, send, start, stopRedis, until } from './fixtures/app.ts'
+import { gate, start, STORES, stopRedis, until } from './fixtures/app.ts'
+import { fails, faulty, listen, type Faults } from './fixtures/faulty.ts'
 
 t.teardown(stopRedis)
-
-type Fault = (() => unknown) | undefined
-interface Faults { claim?: Fault, renew?: Fault, complete?: Fault, release?: Fault }
-
-/** A store that answers late, as Redis does, and fails where a test says so. */
-function faulty (faults: Faults): Store & { inner: MemoryStore, calls: string[] } {
-  const inner = new MemoryStore()
-  const calls: string[] = []
-  const step = <A extends unknown[], R>(name: keyof Faults, run: (...args: A) => R) => async (...args: A): Promise<R> => {
-    calls.push(name)
-    await faults[name]?.()
-    return run(...args)
-  }
-  return {
-    inner,
-    calls,
-    claim: step('claim', inner.claim.bind(inner)),
-    renew: step('renew', inner.renew.bind(inner)),
-    complete: step('complete', inner.complete.bind(inner)),
-    release: step('release', inner.release.bind(inner)),
-    read: key => inner.read(key),
-    remove: key => inner.remove(key)
-  }
-}
-
-const fails = (): never => { throw new Error('the store is down') }
-const hangs = async (): Promise<void> => { await new Promise(() => {}) }
-
-function listen (t: Test, name: string): IdempotencyEvent[] {
-  const events: IdempotencyEvent[] = []
-  const push = (message: unknown): void => { events.push(message as IdempotencyEvent) }
-  diagnostics.subscribe(`fastify-idempotency:${name}`, push)
-  t.teardown(() => diagnostics.unsubscribe(`fastify-idempotency:${name}`, push))
-  return events
-}
-
-for (const [what, fault] of [['fails', fails], ['hangs', hangs]] as const) {
-  t.test(`G10: a store that ${what} before the handler is a 503, or is bypassed`, async t => {
-    let runs = 0
-    const events = listen(t, 'store-error')
-    const store = faulty({ claim: fault })
-    const { post } = await start(t, 'memory', {
-      options: { store, storeTimeout: 20, retryAfter: 7 },
-      routes: app => {
-        app.post('/', async () => ({ runs: ++runs }))
-        app.post('/bypass', { config: { idempotency: { onStoreError: 'bypass' } } }, async request => ({ runs: ++runs, idempotency: request.idempotency }))
-      }
-    })
-    const answer = await post('k', '{}')
-    t.same([answer.status, answer.json().code, answer.headers['retry-after']], [503, 'idempotency_store_unavailable', '7'])
-    t.equal(runs, 0)
-    t.same((await post('k', '{}', { path: '/bypass' })).json(), { runs: 1, idempotency: null })
-    t.equal(events.length, 2)
-    t.ok(events.every(({ error }) => error instanceof Error))
-  })
-}
-
-t.test('G10: a synchronous store that throws is a 503 as well', async t => {
-  const store = Object.assign(new MemoryStore(), { claim: fails })
-  const { post } = await start(t, 'memory', { options: { store }, routes: app => app.post('/', async () => 'ok') })
-  t.equal((await post('k', '{}')).status, 503)
-})
-
-t.test('G10: a claim granted after its deadline is given back', async t => {
-  const late = gate()
-  const faults: Faults = { claim: async () => await late.promise }
-  const store = faulty(faults)
-  const { post, app } = await start(t, 'memory', { options: { store, storeTimeout: 20 }, routes: app => app.post('/', async request => ({ attempt: request.idempotency?.attempt })) })
-  t.equal((await post('k', '{}')).status, 503)
-  faults.claim = undefined
-  late.open()
-  await until(async () => (await app.idempotency.inspect({ key: 'k' }))?.state === 'freed', 'the key is given back')
-  await post('k', '{}')
-  // A late answer that grants nothing has nothing to give back; a late failure is nothing new.
-  for (const then of [() => {}, fails]) {
-    const again = gate()
-    faults.claim = async () => { await again.promise; then() }
-    t.equal((await post('k', '{}')).status, 503)
-    again.open()
-    await new Promise(resolve => setImmediate(resolve))
-  }
-  faults.claim = undefined
-  t.equal((await post('k', '{}')).replayed, true)
-})
-
-t.test('G10: a response that cannot be kept is sent all the same, and kept in the background', async t => {
-  const faults: Faults = { complete: fails, release: fails }
-  const store = faulty(faults)
-  let runs = 0
-  const { post, app } = await start(t, 'memory', {
-    options: { store, lease: 1_000 },
-    routes: app => {
-      app.post('/', async () => ({ runs: ++runs }))
-      app.post('/fail', async () => { throw new Error('fails') })
-    }
-  })
-  const first = await post('k', '{}')
-  t.equal(first.status, 200)
-  t.equal((await post('k', '{}')).json().code, 'idempotency_in_progress')
-  t.equal((await post('f', '{}', { path: '/fail' })).status, 500)
-  await until(() => store.calls.filter(call => call === 'complete').length >= 3, 'a third try')
-  delete faults.complete
-  delete faults.release
-  await until(async () => (await app.idempotency.inspect({ key: 'k' }))?.state === 'completed', 'the response is kept')
-  await until(async () => (await app.idempotency.inspect({ key: 'f' }))?.state === 'freed', 'the key is free')
-  t.equal((await post('k', '{}')).text, first.text)
-  t.equal(runs, 1)
-})
-
-t.test('G10: the end of the response does not disturb the keeping in the background', async t => {
-  for (const outcome of ['kept', 'freed']) {
-    let tries = 0
-    const once = (): void => { if (tries++ === 0) fails() }
-    const store = faulty({ complete: once, release: once })
-    const { post, app } = await start(t, 'memory', { options: { store }, routes: app => app.post('/', async (_request, reply) => await reply.code(outcome === 'kept' ? 201 : 500).send(outcome)) })
-    t.equal((await post('k', '{}')).text, outcome)
-    await until(async () => (await app.idempotency.inspect({ key: 'k' }))?.state !== 'held', 'the second try')
-    const step = outcome === 'kept' ? 'complete' : 'release'
-    t.same(store.calls, ['claim', step, 'renew', step], 'a renewal first: no body is queued while the store is away')
-    const retry = await post('k', '{}')
-    t.same([retry.text, retry.replayed], [outcome, outcome === 'kept'])
-  }
-})
-
-t.test('G10: keeping in the background ends when the lease is truly lost, and not because the store has lost the record', async t => {
-  const faults: Faults = { complete: fails }
-  const store = faulty(faults)
-  const lost = listen(t, 'lease-lost')
-  const { post, app } = await start(t, 'memory', { options: { store, prefix: '' }, routes: app => app.post('/', async () => 'ok') })
-  await post('gone', '{}')
-  await app.idempotency.forget({ key: 'gone' })
-  delete faults.complete
-  await until(async () => (await app.idempotency.inspect({ key: 'gone' }))?.state === 'completed', 'the response is kept')
-
-  faults.complete = fails
-  await post('taken', '{}')
-  await app.idempotency.forget({ key: 'taken' })
-  store.inner.claim(storeKey('', undefined, 'taken'), { token: 'a thief', lease: 60_000, ttl: 60_000, takeover: true })
-  delete faults.complete
-  await until(() => lost.length === 2, 'the loss')
-  const calls = store.calls.length
-  await new Promise(resolve => setTimeout(resolve, 250))
-  t.equal(store.calls.length, calls, 'nothing is tried any more')
-  t.equal((await app.idempotency.inspect({ key: 'taken' }))?.state, 'held')
-})
 
 t.test('G5: a live handler never loses its key, however long it runs; a short one is never renewed', async t => {
   const faults: Faults = {}
@@ -391,22 +242,6 @@ t.test('G2: a late failure whose body was never read is refused as well', async 
   t.equal((await first).status, 409)
 })
 
-t.test('G10: a renewal that is answered after the end changes nothing', async t => {
-  const renewing = gate()
-  const answer = gate()
-  const faults: Faults = { renew: async () => { renewing.open(); await answer.promise; fails() } }
-  const errors = listen(t, 'store-error')
-  const { post } = await start(t, 'memory', {
-    options: { store: faulty(faults), lease: 30 },
-    before: app => { app.addContentTypeParser('text/lazy', (_request, _payload, done) => done(null)) },
-    routes: app => app.post('/', async () => { await renewing.promise; return 'ok' })
-  })
-  t.equal((await post('k', 'x'.repeat(500_000), { headers: { 'content-type': 'text/lazy', 'idempotency-key': 'k' } })).text, 'ok')
-  answer.open()
-  await new Promise(resolve => setImmediate(resolve))
-  t.equal(errors.length, 0)
-})
-
 t.test('G2: a late holder is refused in a form that fails', async t => {
   const finish = gate()
   let runs = 0
@@ -424,67 +259,127 @@ t.test('G2: a late holder is refused in a form that fails', async t => {
   t.match((await post('', '{}')).json(), { statusCode: 500, message: 'no form' })
 })
 
-t.test('errors of a custom form and of the key option reach the client', async t => {
-  const { post } = await start(t, 'memory', {
-    routes: app => {
-      app.post('/key', { config: { idempotency: { key: async () => { throw new Error('no key today') } } } }, async () => 'ok')
-      app.post('/undefined', { config: { idempotency: { errors: (error: IdempotencyError) => { if (error.code === 'idempotency_key_invalid') return undefined; return error } } } }, async () => 'ok')
+t.test('G1: a request that was frozen for longer than its lease, after the claim, does not run if its key was taken over', async t => {
+  for (const taken of [true, false]) {
+    const granted = gate()
+    const go = gate()
+    const store = faulty({})
+    const { claim } = store
+    store.claim = async (...args) => {
+      const answer = await claim(...args)
+      granted.open()
+      await go.promise
+      return answer
     }
-  })
-  t.match((await post('k', '{}', { path: '/key' })).json(), { statusCode: 500, message: 'no key today' })
-  t.same([(await post('', '{}', { path: '/undefined' })).status, (await post('', '{}', { path: '/undefined' })).text], [400, ''])
-})
-
-t.test('G10: Redis that is killed or frozen is a 503 within storeTimeout, and all is well once it is back', async t => {
-  let redis = await startRedis()
-  t.teardown(async () => await redis.stop())
-  const client = connect(redis.port)
-  t.teardown(() => client.disconnect())
-  let runs = 0
-  const { post } = await start(t, 'memory', { options: { store: undefined as never, redis: client, storeTimeout: 300 }, routes: app => app.post('/', async () => ({ runs: ++runs })) })
-  const first = await post('k', '{}')
-  redis.process.kill('SIGSTOP')
-  t.equal((await post('k', '{}')).status, 503)
-  redis.process.kill('SIGCONT')
-  await until(async () => (await post('k', '{}')).text === first.text, 'the replay, once Redis goes on')
-  const { port } = redis
-  await redis.stop()
-  t.equal((await post('k', '{}')).status, 503)
-  redis = await startRedis(port)
-  await until(async () => (await post('k2', '{}')).status === 200, 'Redis is back')
-  t.equal((await post('k2', '{}')).replayed, true)
-})
-
-t.test('G1, G3, G5: two processes on one Redis: one execution, the replay from the other, and a takeover after a crash', async t => {
-  const { url } = await redisServer()
-  const prefix = `${randomUUID()}:`
-  const serve = async () => {
-    const child = spawn(process.execPath, ['--import', import.meta.resolve('@tapjs/typescript/import'), new URL('fixtures/server.ts', import.meta.url).pathname, url, prefix], { stdio: ['ignore', 'pipe', 'inherit'] })
-    t.teardown(() => { child.kill('SIGKILL') })
-    const [line] = await once(child.stdout, 'data') as [Buffer]
-    return { child, port: Number(String(line)) }
+    let runs = 0
+    const { post } = await start(t, 'memory', { options: { store, lease: 20, prefix: '' }, routes: app => app.post('/', async () => { runs++; return 'late' }) })
+    const frozen = post('k')
+    await granted.promise
+    const key = storeKey('', undefined, 'k')
+    const other = { token: 'another', lease: 60_000, ttl: 60_000, takeover: true }
+    if (taken) await until(() => store.inner.claim(key, other).outcome === 'acquired', 'the takeover')
+    else await new Promise(resolve => setTimeout(resolve, 30))
+    go.open()
+    const answer = await frozen
+    t.same([runs, answer.status], taken ? [0, 409] : [1, 200])
   }
-  const [one, two] = await Promise.all([serve(), serve()])
-  const post = async (port: number, key: string, body: string, path = '/') => await send(port, { key, body, path })
-  const first = await post(one.port, 'k', '{"amount":1}')
-  t.equal(first.status, 201)
-  const replay = await post(two.port, 'k', '{"amount":1}')
-  t.same([replay.status, replay.text, replay.replayed], [201, first.text, true])
-  t.equal((await post(two.port, 'k', '{"amount":2}')).json().code, 'idempotency_key_mismatch')
-  const all = await Promise.all(Array.from({ length: 40 }, async (_, i) => await post(i % 2 === 0 ? one.port : two.port, 'race', '{}')))
-  const won = all.filter(({ status }) => status === 201)
-  t.ok(won.length >= 1)
-  t.equal(new Set(won.map(({ text }) => text)).size, 1)
-  t.ok(all.every(({ status, json }) => status === 201 || json().code === 'idempotency_in_progress'))
+})
 
-  const dying = post(one.port, 'crash', '{}', '/hang').catch((error: Error) => error)
-  await until(async () => (await send(two.port, { method: 'GET', path: '/state/crash' })).text === 'held', 'the first execution')
-  // More than a lease: the live holder keeps its key.
-  await new Promise(resolve => setTimeout(resolve, 500))
-  t.equal((await post(two.port, 'crash', '{}', '/hang')).json().code, 'idempotency_in_progress')
-  one.child.kill('SIGKILL')
-  t.type(await dying, Error)
-  let taken = await post(two.port, 'crash', '{}', '/hang')
-  await until(async () => (taken = await post(two.port, 'crash', '{}', '/hang')).status === 200, 'the takeover')
-  t.same(taken.json(), { attempt: 2, pid: two.child.pid })
+for (const mode of STORES) {
+  t.test(`attempt counts executions, and nothing that never ran (${mode})`, async t => {
+    const { post, app } = await start(t, mode, {
+      routes: app => {
+        app.post('/', { preHandler: async request => { if (request.headers['x-stop'] !== undefined) throw new Error('not today') } }, async (request, reply) => await reply.code(request.headers['x-fail'] === undefined ? 200 : 500).send({ attempt: request.idempotency?.attempt }))
+      }
+    })
+    const attempt = async (name: string): Promise<unknown> => (await post('k', '{}', { headers: { 'content-type': 'application/json', 'idempotency-key': 'k', [name]: 'yes' } })).json()['attempt']
+    await attempt('x-stop')
+    t.equal((await app.idempotency.inspect({ key: 'k' }))?.attempt, 0)
+    t.equal(await attempt('x-fail'), 1)
+    await attempt('x-stop')
+    await attempt('x-stop')
+    t.equal(await attempt('x-fail'), 2)
+    t.equal(await attempt('x-work'), 3)
+  })
+
+  t.test(`a duplicate with another body is told mismatch at once by the process that runs the original (${mode})`, async t => {
+    const finish = gate()
+    const entered = gate()
+    const { post } = await start(t, mode, { routes: app => app.post('/', async () => { entered.open(); await finish.promise; return 'ok' }) })
+    const first = post('k', '{"a":1}')
+    await entered.promise
+    t.equal((await post('k', '{"a":2}')).json().code, 'idempotency_key_mismatch')
+    t.equal((await post('k', '{"a":1}')).json().code, 'idempotency_in_progress')
+    finish.open()
+    t.equal((await first).text, 'ok')
+  })
+
+  t.test(`G1, G2: of many waiters one runs after a failure, and the others get its replay (${mode})`, async t => {
+    let runs = 0
+    const entered = gate()
+    const finish = gate()
+    const { post } = await start(t, mode, {
+      options: { inFlight: { wait: 60_000 } },
+      routes: app => app.post('/', async (_request, reply) => {
+        const run = runs++
+        if (run > 0) return { run }
+        entered.open()
+        await finish.promise
+        return await reply.code(503).send({ run })
+      })
+    })
+    const first = post('k', '{}')
+    await entered.promise
+    const waiters = Array.from({ length: 20 }, async () => await post('k', '{}'))
+    finish.open()
+    t.equal((await first).status, 503)
+    const answers = await Promise.all(waiters)
+    t.ok(answers.every(({ status, text }) => status === 200 && text === '{"run":1}'))
+    t.equal(answers.filter(({ replayed }) => !replayed).length, 1)
+  })
+}
+
+t.test('inFlight wait: in process a waiter is woken rather than polling, and its client may leave', async t => {
+  const entered = gate()
+  const finish = gate()
+  const store = new MemoryStore()
+  let claims = 0
+  const { claim } = store
+  store.claim = (...args) => { claims++; return claim.apply(store, args) }
+  const { post, port, app } = await start(t, 'memory', { options: { store, inFlight: { wait: 60_000 } }, routes: app => app.post('/', async () => { entered.open(); await finish.promise; return 'ok' }) })
+  const first = post('k', '{}')
+  await entered.promise
+  const controller = new AbortController()
+  const left = fetch(`http://127.0.0.1:${port}/`, { method: 'POST', headers: { 'idempotency-key': 'k' }, signal: controller.signal }).catch(() => 'left')
+  const waiter = post('k', '{}')
+  await until(() => claims === 3, 'both wait')
+  await new Promise(resolve => setTimeout(resolve, 100))
+  controller.abort()
+  t.equal(await left, 'left')
+  finish.open()
+  t.equal((await waiter).replayed, true)
+  t.equal((await first).text, 'ok')
+  t.equal(claims, 4)
+  await app.close()
+})
+
+t.test('inFlight wait: a waiter asks again after a lease, since a holder that has died wakes nobody', async t => {
+  const store = new MemoryStore()
+  store.claim(storeKey('', undefined, 'k'), { token: 'dead', lease: 60, ttl: 60_000, takeover: true })
+  const { post } = await start(t, 'memory', { options: { store, prefix: '', lease: 60, inFlight: { wait: 60_000 } }, routes: app => app.post('/', async request => ({ attempt: request.idempotency?.attempt })) })
+  t.same((await post('k', '{}')).json(), { attempt: 2 })
+})
+
+t.test('a fingerprint function that throws is the request\'s own error, also when a renewal asks for it', async t => {
+  const finish = gate()
+  const store = faulty({})
+  const { post } = await start(t, 'memory', {
+    options: { store, lease: 60, fingerprint: () => { throw new Error('no fingerprint') } },
+    routes: app => app.post('/', async () => { await finish.promise; return 'ok' })
+  })
+  const first = post('k', '{}')
+  await until(() => store.calls.includes('renew'), 'a renewal')
+  t.equal((await post('k', '{}')).json().code, 'idempotency_in_progress')
+  finish.open()
+  t.match((await first).json(), { statusCode: 500, message: 'no fingerprint' })
 })

@@ -1,0 +1,24 @@
+import { fileURLToPath } from 'node:url'
+import t from 'tap'
+import { startCluster } from './fixtures/cluster.ts'
+import { has } from './fixtures/redis.ts'
+
+/** The tests that talk to Redis, once more on what takes its place. */
+const FILES = ['stores', 'protocol', 'lifecycle', 'replay', 'registration', 'leases']
+
+const run = async (files: string[], env: Record<string, string>, what: string): Promise<void> => {
+  for (const file of files) {
+    const path = fileURLToPath(new URL(`${file}.test.ts`, import.meta.url))
+    await t.spawn(process.execPath, ['--import', import.meta.resolve('@tapjs/typescript/import'), path], { env: { ...process.env, ...env } }, `${what}: ${file}`)
+  }
+}
+
+const cluster = await startCluster()
+t.teardown(cluster.stop)
+await run(FILES, { TEST_REDIS_CLUSTER: cluster.ports.join() }, 'on a Redis Cluster of three')
+
+if (has('valkey-server') && has('redis-server')) {
+  await run([...FILES, 'outages', 'processes'], { TEST_REDIS_COMMAND: 'valkey-server' }, 'on Valkey')
+} else {
+  t.test('on Valkey', { skip: 'only one of redis-server and valkey-server is on PATH' }, () => {})
+}

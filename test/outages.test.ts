@@ -1,0 +1,258 @@
+import t from 'tap'
+import type { IdempotencyError } from '../lib/index.ts'
+import { MemoryStore } from '../lib/index.ts'
+import { storeKey } from '../lib/fingerprint.ts'
+import { gate, start, until } from './fixtures/app.ts'
+import { fails, faulty, hangs, listen, type Faults } from './fixtures/faulty.ts'
+import { connect, startRedis } from './fixtures/redis.ts'
+
+for (const [what, fault] of [['fails', fails], ['hangs', hangs]] as const) {
+  t.test(`G10: a store that ${what} before the handler is a 503, or is bypassed`, async t => {
+    let runs = 0
+    const events = listen(t, 'store-error')
+    const store = faulty({ claim: fault })
+    const { post } = await start(t, 'memory', {
+      options: { store, storeTimeout: 20, retryAfter: 7 },
+      routes: app => {
+        app.post('/', async () => ({ runs: ++runs }))
+        app.post('/bypass', { config: { idempotency: { onStoreError: 'bypass' } } }, async request => ({ runs: ++runs, idempotency: request.idempotency }))
+      }
+    })
+    const answer = await post('k', '{}')
+    t.same([answer.status, answer.json().code, answer.headers['retry-after']], [503, 'idempotency_store_unavailable', '7'])
+    t.equal(runs, 0)
+    t.same((await post('k', '{}', { path: '/bypass' })).json(), { runs: 1, idempotency: null })
+    t.equal(events.length, 2)
+    t.ok(events.every(({ error }) => error instanceof Error))
+  })
+}
+
+t.test('G10: a synchronous store that throws is a 503 as well', async t => {
+  const store = Object.assign(new MemoryStore(), { claim: fails })
+  const { post } = await start(t, 'memory', { options: { store }, routes: app => app.post('/', async () => 'ok') })
+  t.equal((await post('k', '{}')).status, 503)
+})
+
+t.test('G10: a claim granted after its deadline is given back', async t => {
+  const late = gate()
+  const faults: Faults = { claim: async () => await late.promise }
+  const store = faulty(faults)
+  const { post, app } = await start(t, 'memory', { options: { store, storeTimeout: 20 }, routes: app => app.post('/', async request => ({ attempt: request.idempotency?.attempt })) })
+  t.equal((await post('k', '{}')).status, 503)
+  faults.claim = undefined
+  late.open()
+  await until(async () => (await app.idempotency.inspect({ key: 'k' }))?.state === 'freed', 'the key is given back')
+  await post('k', '{}')
+  // A late answer that grants nothing has nothing to give back; a late failure is nothing new.
+  for (const then of [() => {}, fails]) {
+    const again = gate()
+    faults.claim = async () => { await again.promise; then() }
+    t.equal((await post('k', '{}')).status, 503)
+    again.open()
+    await new Promise(resolve => setImmediate(resolve))
+  }
+  faults.claim = undefined
+  t.equal((await post('k', '{}')).replayed, true)
+})
+
+t.test('G10: a response that cannot be kept is sent all the same, and kept in the background', async t => {
+  const faults: Faults = { complete: fails, release: fails }
+  const store = faulty(faults)
+  let runs = 0
+  const { post, app } = await start(t, 'memory', {
+    options: { store, lease: 1_000 },
+    routes: app => {
+      app.post('/', async () => ({ runs: ++runs }))
+      app.post('/fail', async () => { throw new Error('fails') })
+    }
+  })
+  const first = await post('k', '{}')
+  t.equal(first.status, 200)
+  t.equal((await post('k', '{}')).json().code, 'idempotency_in_progress')
+  t.equal((await post('f', '{}', { path: '/fail' })).status, 500)
+  await until(() => store.calls.filter(call => call === 'complete').length >= 3, 'a third try')
+  delete faults.complete
+  delete faults.release
+  await until(async () => (await app.idempotency.inspect({ key: 'k' }))?.state === 'completed', 'the response is kept')
+  await until(async () => (await app.idempotency.inspect({ key: 'f' }))?.state === 'freed', 'the key is free')
+  t.equal((await post('k', '{}')).text, first.text)
+  t.equal(runs, 1)
+})
+
+t.test('G10: the end of the response does not disturb the keeping in the background', async t => {
+  for (const outcome of ['kept', 'freed']) {
+    let tries = 0
+    const once = (): void => { if (tries++ === 0) fails() }
+    const store = faulty({ complete: once, release: once })
+    const { post, app } = await start(t, 'memory', { options: { store }, routes: app => app.post('/', async (_request, reply) => await reply.code(outcome === 'kept' ? 201 : 500).send(outcome)) })
+    t.equal((await post('k', '{}')).text, outcome)
+    await until(async () => (await app.idempotency.inspect({ key: 'k' }))?.state !== 'held', 'the second try')
+    const step = outcome === 'kept' ? 'complete' : 'release'
+    t.same(store.calls, ['claim', step, 'renew', step], 'a renewal first: no body is queued while the store is away')
+    const retry = await post('k', '{}')
+    t.same([retry.text, retry.replayed], [outcome, outcome === 'kept'])
+  }
+})
+
+t.test('G10: keeping in the background ends when the lease is truly lost, and not because the store has lost the record', async t => {
+  const faults: Faults = { complete: fails }
+  const store = faulty(faults)
+  const lost = listen(t, 'lease-lost')
+  const { post, app } = await start(t, 'memory', { options: { store, prefix: '' }, routes: app => app.post('/', async () => 'ok') })
+  await post('gone', '{}')
+  await app.idempotency.forget({ key: 'gone' })
+  delete faults.complete
+  await until(async () => (await app.idempotency.inspect({ key: 'gone' }))?.state === 'completed', 'the response is kept')
+
+  faults.complete = fails
+  await post('taken', '{}')
+  await app.idempotency.forget({ key: 'taken' })
+  store.inner.claim(storeKey('', undefined, 'taken'), { token: 'a thief', lease: 60_000, ttl: 60_000, takeover: true })
+  delete faults.complete
+  await until(() => lost.length === 2, 'the loss')
+  const calls = store.calls.length
+  await new Promise(resolve => setTimeout(resolve, 250))
+  t.equal(store.calls.length, calls, 'nothing is tried any more')
+  t.equal((await app.idempotency.inspect({ key: 'taken' }))?.state, 'held')
+})
+
+t.test('G10: a renewal that is answered after the end changes nothing', async t => {
+  const renewing = gate()
+  const answer = gate()
+  const faults: Faults = { renew: async () => { renewing.open(); await answer.promise; fails() } }
+  const errors = listen(t, 'store-error')
+  const { post } = await start(t, 'memory', {
+    options: { store: faulty(faults), lease: 30 },
+    before: app => { app.addContentTypeParser('text/lazy', (_request, _payload, done) => done(null)) },
+    routes: app => app.post('/', async () => { await renewing.promise; return 'ok' })
+  })
+  t.equal((await post('k', 'x'.repeat(500_000), { headers: { 'content-type': 'text/lazy', 'idempotency-key': 'k' } })).text, 'ok')
+  answer.open()
+  await new Promise(resolve => setImmediate(resolve))
+  t.equal(errors.length, 0)
+})
+
+t.test('errors of a custom form and of the key option reach the client', async t => {
+  const { post } = await start(t, 'memory', {
+    routes: app => {
+      app.post('/key', { config: { idempotency: { key: async () => { throw new Error('no key today') } } } }, async () => 'ok')
+      app.post('/undefined', { config: { idempotency: { errors: (error: IdempotencyError) => { if (error.code === 'idempotency_key_invalid') return undefined; return error } } } }, async () => 'ok')
+    }
+  })
+  t.match((await post('k', '{}', { path: '/key' })).json(), { statusCode: 500, message: 'no key today' })
+  t.same([(await post('', '{}', { path: '/undefined' })).status, (await post('', '{}', { path: '/undefined' })).text], [400, ''])
+})
+
+t.test('G10: Redis that is killed or frozen is a 503 within storeTimeout, and all is well once it is back', async t => {
+  let redis = await startRedis()
+  t.teardown(async () => await redis.stop())
+  const client = connect(redis.port)
+  t.teardown(() => client.disconnect())
+  let runs = 0
+  const { post } = await start(t, 'memory', { options: { store: undefined as never, redis: client, storeTimeout: 300 }, routes: app => app.post('/', async () => ({ runs: ++runs })) })
+  const first = await post('k', '{}')
+  redis.process.kill('SIGSTOP')
+  t.equal((await post('k', '{}')).status, 503)
+  redis.process.kill('SIGCONT')
+  await until(async () => (await post('k', '{}')).text === first.text, 'the replay, once Redis goes on')
+  await redis.kill()
+  t.equal((await post('k', '{}')).status, 503)
+  redis = await redis.restart()
+  await until(async () => (await post('k2', '{}')).status === 200, 'Redis is back')
+  t.equal((await post('k2', '{}')).replayed, true)
+})
+
+t.test('G10: at most a thousand operations are left unanswered: no more are sent until the store answers', async t => {
+  const late = gate()
+  const faults: Faults = { claim: async () => await late.promise }
+  const store = faulty(faults)
+  const { app, post } = await start(t, 'memory', { options: { store, storeTimeout: 20 }, routes: app => app.post('/', async () => 'ok') })
+  const flood = async (from: number, to: number) => await Promise.all(Array.from({ length: to - from }, async (_, i) => (await app.inject({ method: 'POST', url: '/', headers: { 'idempotency-key': `k${from + i}` } })).statusCode))
+  t.ok((await flood(0, 1_000)).every(status => status === 503))
+  t.ok((await flood(1_000, 1_100)).every(status => status === 503))
+  t.equal(store.calls.length, 1_000)
+  delete faults.claim
+  late.open()
+  await until(async () => (await post('k', '{}')).text === 'ok', 'the store is back')
+  await until(async () => (await app.idempotency.inspect({ key: 'k0' }))?.state === 'freed', 'what was granted late is given back')
+})
+
+t.test('G10: a claim that failed may have been granted all the same: it is given back', async t => {
+  const store = faulty({})
+  const { claim } = store
+  let lost = true
+  store.claim = async (...args) => {
+    const answer = await claim(...args)
+    if (!lost) return answer
+    lost = false
+    return fails()
+  }
+  const { post } = await start(t, 'memory', { options: { store }, routes: app => app.post('/', async request => ({ attempt: request.idempotency?.attempt })) })
+  t.equal((await post('k', '{}')).status, 503)
+  t.same((await post('k', '{}')).json(), { attempt: 1 }, 'nothing was executed before')
+})
+
+t.test('G10: outcomes that wait for the store are bounded: beyond 64 MiB without their bodies, then not at all', async t => {
+  const faults: Faults = { complete: fails }
+  const store = faulty(faults)
+  const lost = listen(t, 'lease-lost')
+  const { app, post } = await start(t, 'memory', {
+    options: { store, maxResponseBytes: 8_388_608 },
+    fastify: { bodyLimit: 80_000_000 },
+    before: app => { app.addContentTypeParser('text/upload', { parseAs: 'buffer' }, (_request, body, done) => done(null, body.length)) },
+    routes: app => {
+      app.post('/', async () => Buffer.alloc(8_388_608 - 5_000))
+      app.post('/upload', async request => request.body)
+    }
+  })
+  for (let i = 0; i < 9; i++) t.equal((await post(`k${i}`, '{}')).status, 200)
+  const upload = await post('large', Buffer.alloc(70_000_000), { path: '/upload', headers: { 'content-type': 'text/upload' } })
+  t.equal(upload.text, '70000000', 'the response is sent in any case')
+  t.equal(lost.length, 1)
+  delete faults.complete
+  await until(async () => (await app.idempotency.inspect({ key: 'k8' }))?.state === 'completed', 'the last one is kept')
+  t.ok((await Promise.all([0, 1, 6, 7].map(async i => await post(`k${i}`, '{}')))).every(({ replayed }) => replayed))
+  t.match((await post('k8', '{}')).json(), { code: 'idempotency_response_unavailable', message: /status 200/ })
+  t.equal((await app.idempotency.inspect({ key: 'large' }))?.state, 'held', 'free when its lease ends')
+})
+
+t.test('G10, G14: closing tries what waits once more, and does not wait for a store that is away', async t => {
+  for (const back of [true, false]) {
+    const faults: Faults = { complete: fails }
+    const store = faulty(faults)
+    const { app, post } = await start(t, 'memory', { options: { store, prefix: '' }, routes: app => app.post('/', async () => 'ok') })
+    await post('k', '{}')
+    if (back) delete faults.complete
+    await app.close()
+    t.equal(store.inner.read(storeKey('', undefined, 'k'))?.state, back ? 'completed' : 'held')
+  }
+})
+
+t.test('G10: a later outcome takes the place of one that is being tried again', async t => {
+  for (const then of ['succeeds', 'fails']) {
+    const trying = gate()
+    const answer = gate()
+    let tries = 0
+    const faults: Faults = {
+      complete: async () => {
+        if (tries++ === 0) fails()
+        trying.open()
+        await answer.promise
+        if (then === 'fails') fails()
+      }
+    }
+    const store = faulty(faults)
+    const { app, post } = await start(t, 'memory', {
+      options: { store },
+      routes: app => {
+        app.addHook('onRoute', route => { route.onSend = [route.onSend ?? []].flat().concat(async () => { await trying.promise; throw new Error('hook') }) })
+        app.post('/', async () => 'ok')
+      }
+    })
+    t.equal((await post('k', '{}')).status, 500)
+    t.equal((await app.idempotency.inspect({ key: 'k' }))?.state, 'freed')
+    answer.open()
+    await new Promise(resolve => setTimeout(resolve, 250))
+    t.equal(store.calls.filter(call => call === 'complete').length, 2)
+  }
+})
