@@ -31,15 +31,20 @@ export function bounded (ms: number): Bounded {
       return done(error)
     }
     if (!isPromise(pending)) return done(null, pending)
-    let expired = false
-    const timer = setTimeout(() => {
-      expired = true
+    let state: 'pending' | 'settled' | 'late' = 'pending'
+    const expire = (): void => {
+      if (state === 'settled') return
+      state = 'late'
       late++
       done(new StoreTimeout(`The store did not answer within ${ms} ms`))
-    }, ms).unref()
+    }
+    // A process that was frozen runs its timers first: what has arrived meanwhile must still be read.
+    const timer = setTimeout(() => setImmediate(expire), ms).unref()
     const settle: typeof done = (error, value) => {
       clearTimeout(timer)
-      if (!expired) return done(error, value)
+      const wasLate = state === 'late'
+      state = 'settled'
+      if (!wasLate) return done(error, value)
       late--
       onLate?.(error, value)
     }

@@ -68,8 +68,10 @@ export class Exchange implements RequestIdempotency {
   replay: Outcome | undefined
   /** What stood on the reply before the handler, for a reply that must be withheld. */
   headersBefore: Record<string, unknown> = {}
-  /** When the claim or the last renewal was sent: the lease lasts at least from then. */
+  /** When the claim or a renewal was last sent. */
   renewedAt = 0
+  /** When the one was sent that the store last agreed to: the lease lasts from then, at least. */
+  confirmedAt = 0
   /** A renewal has carried the fingerprint. */
   told = false
   /** When waiting for the holder ends, and the turns so far. */
@@ -120,6 +122,11 @@ export class Exchange implements RequestIdempotency {
     }
     return this.#fingerprint
   }
+}
+
+/** The store has not confirmed the lease for as long as it lasts: another request may hold the key by now. */
+export function isOverdue ({ confirmedAt, route }: Exchange): boolean {
+  return performance.now() - confirmedAt >= route.lease
 }
 
 /** The fingerprint where it is known by now, else ''; what a route's own function throws comes up elsewhere. */

@@ -1,6 +1,6 @@
 import type { Bounded } from './deadline.ts'
 import { publish } from './events.ts'
-import { knownFingerprint, type Exchange } from './exchange.ts'
+import { isOverdue, knownFingerprint, type Exchange } from './exchange.ts'
 import type { Store } from './store.ts'
 
 /** A request that is over by then, or within a third of its lease, costs the store no renewal. */
@@ -73,6 +73,7 @@ export class Leases {
     const now = performance.now()
     for (const exchange of this.#held) {
       const { route: { lease }, body, told, renewedAt } = exchange
+      if (isOverdue(exchange)) loseLease(exchange)
       if (now - renewedAt >= Math.min(lease / 3, !told && body.whole ? TELL_MS : Infinity)) this.#renew(exchange, now)
     }
   }
@@ -87,7 +88,9 @@ export class Leases {
       if (error !== null) {
         request.log.error({ err: error }, 'idempotency: the lease could not be renewed; it is tried again')
         publish('store-error', request, exchange, { error })
-      } else if (renewed !== true) {
+      } else if (renewed === true) {
+        exchange.confirmedAt = now
+      } else {
         loseLease(exchange)
       }
     })

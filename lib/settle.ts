@@ -1,5 +1,5 @@
 import type { Core } from './core.ts'
-import { hasLeft, type Exchange } from './exchange.ts'
+import { hasLeft, isOverdue, type Exchange } from './exchange.ts'
 import { capture, unreplayable } from './response.ts'
 import type { Outcome } from './store.ts'
 import { inProgress } from './verdict.ts'
@@ -17,8 +17,8 @@ export function settle (core: Core, exchange: Exchange, outcome: Outcome | undef
       finish(core, exchange, outcome, settled)
       return done(settled)
     }
-    // Refused, and nobody knows why: the reply may be a second outcome, so it must not be seen.
-    const { lost } = exchange
+    // Refused and nobody knows why, or silent for a lease: the reply may be a second outcome, so it must not be seen.
+    const lost = exchange.lost || isOverdue(exchange)
     core.backlog.add(exchange, outcome, error)
     done(lost ? { instead: { refuse: inProgress(exchange.route.retryAfter) } } : undefined)
   })

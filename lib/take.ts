@@ -114,7 +114,7 @@ function hold (core: Core, exchange: Exchange, claim: Claim, sent: number): void
   exchange.attempt = claim.attempt
   if (claim.outcome !== 'acquired') return
   exchange.holding = true
-  exchange.renewedAt = sent
+  exchange.renewedAt = exchange.confirmedAt = sent
   core.leases.add(exchange)
   settleOnClose(core, exchange)
   if (claim.takeover) {

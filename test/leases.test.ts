@@ -350,12 +350,13 @@ t.test('inFlight wait: in process a waiter is woken rather than polling, and its
   const first = post('k', '{}')
   await entered.promise
   const controller = new AbortController()
-  const left = fetch(`http://127.0.0.1:${port}/`, { method: 'POST', headers: { 'idempotency-key': 'k' }, signal: controller.signal }).catch(() => 'left')
+  const left = fetch(`http://127.0.0.1:${port}/`, { method: 'POST', headers: { 'idempotency-key': 'k', 'content-type': 'application/json' }, body: '{}', signal: controller.signal }).catch(() => 'left')
   const waiter = post('k', '{}')
   await until(() => claims === 3, 'both wait')
   await new Promise(resolve => setTimeout(resolve, 100))
   controller.abort()
   t.equal(await left, 'left')
+  await until(async () => await new Promise(resolve => app.server.getConnections((_error, count) => resolve(count === 2))), 'the server has seen it')
   finish.open()
   t.equal((await waiter).replayed, true)
   t.equal((await first).text, 'ok')
@@ -368,6 +369,47 @@ t.test('inFlight wait: a waiter asks again after a lease, since a holder that ha
   store.claim(storeKey('', undefined, 'k'), { token: 'dead', lease: 60, ttl: 60_000, takeover: true })
   const { post } = await start(t, 'memory', { options: { store, prefix: '', lease: 60, inFlight: { wait: 60_000 } }, routes: app => app.post('/', async request => ({ attempt: request.idempotency?.attempt })) })
   t.same((await post('k', '{}')).json(), { attempt: 2 })
+})
+
+t.test('G2: a holder that alone cannot reach the store shows no outcome once its lease must have passed', async t => {
+  const store = new MemoryStore()
+  const faults: Faults = {}
+  const cutOff = faulty(faults)
+  const lost = listen(t, 'lease-lost')
+  const entered = gate()
+  const finish = gate()
+  const aborted = gate()
+  const shared = { claim: store.claim.bind(store), complete: store.complete.bind(store), renew: store.renew.bind(store) }
+  const away = async (): Promise<never> => await new Promise(() => {})
+  const partitioned = { ...cutOff, ...shared, complete: away, renew: away }
+  const one = await start(t, 'memory', {
+    options: { store: partitioned, lease: 100, storeTimeout: 80, prefix: '' },
+    routes: app => app.post('/', async request => { request.idempotency?.signal.addEventListener('abort', aborted.open); entered.open(); await finish.promise; return { by: 'one' } })
+  })
+  const other = await start(t, 'memory', { options: { store, prefix: '' }, routes: app => app.post('/', async () => ({ by: 'other' })) })
+  const first = one.post('k', '{}')
+  await entered.promise
+  await aborted.promise
+  await until(async () => (await other.post('k', '{}')).status === 200, 'the takeover')
+  finish.open()
+  t.equal((await first).json().code, 'idempotency_in_progress')
+  t.equal((await other.post('k', '{}')).text, '{"by":"other"}')
+  t.equal(lost.length, 1)
+})
+
+t.test('G10: an answer that is there already counts, though the process was frozen past the time for it', async t => {
+  const store = faulty({ claim: async () => { await new Promise(resolve => setTimeout(resolve, 5)) } })
+  const { post } = await start(t, 'memory', {
+    options: { store, storeTimeout: 50 },
+    before: app => { app.addHook('preHandler', async () => {}) },
+    routes: app => app.post('/', async () => 'ok')
+  })
+  setImmediate(() => {
+    // Stands for a freeze: both timers are due when it ends.
+    const end = performance.now() + 200
+    while (performance.now() < end);
+  })
+  t.equal((await post('k', '{}')).status, 200)
 })
 
 t.test('a fingerprint function that throws is the request\'s own error, also when a renewal asks for it', async t => {

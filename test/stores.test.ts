@@ -153,4 +153,6 @@ t.test('G13: any outcome comes back from its binary form as it was', async t => 
 t.test('a client of another shape is refused with what is needed', async t => {
   t.throws(() => new RedisStore({} as RedisClient), /ioredis client.*callBuffer/)
   t.throws(() => new RedisStore(null as unknown as RedisClient), TypeError)
+  const callBuffer = async (): Promise<unknown> => null
+  for (const options of [{ minReplicas: -1 }, { minReplicas: 1.5 }, { replicaTimeout: 0 }]) t.throws(() => new RedisStore({ callBuffer }, options), /must be whole numbers/)
 })

@@ -175,19 +175,17 @@ export class RedisStore implements Store {
   /** A step whose loss in a failover would break a promise: it counts once `minReplicas` have it. */
   async #write (script: Script, key: string, ...args: Argument[]): Promise<unknown> {
     if (this.#minReplicas === 0) return await this.#run(script, key, ...args)
-    let answer: unknown
     let [reply, acknowledged] = await this.#runAndWait(script, key, args)
+    let answer = reply
     if (reply instanceof Error) {
-      // An unknown script, or a slot that has moved, is followed for a single command only. The same step
-      // again, with the same token, is harmless.
+      // An unknown script, or a slot that has moved, is followed for a single command only. The
+      // same step again, with the same token, is harmless.
       answer = await this.#run(script, key, ...args)
       ;[reply, acknowledged] = await this.#runAndWait(script, key, args)
-      if (reply instanceof Error) throw explain(reply)
     }
-    answer ??= reply
     const written = answer === 1 || (Array.isArray(answer) && String(answer[0]) === 'a')
-    if (written && !(Number(acknowledged) >= this.#minReplicas)) {
-      throw new Error(`Only ${String(acknowledged)} of ${this.#minReplicas} replicas have the write after ${this.#replicaTimeout} ms`)
+    if (written && (reply instanceof Error || !(Number(acknowledged) >= this.#minReplicas))) {
+      throw new Error(`${String(acknowledged)} of ${this.#minReplicas} replicas have the write after ${this.#replicaTimeout} ms`)
     }
     return answer
   }

@@ -1,0 +1,125 @@
+import { randomUUID } from 'node:crypto'
+import type { Cluster, Redis } from 'ioredis'
+import t, { type Test } from 'tap'
+import { RedisStore } from '../lib/index.ts'
+import { gate, start, until } from './fixtures/app.ts'
+import { connectCluster, startCluster } from './fixtures/cluster.ts'
+import { startProxy } from './fixtures/proxy.ts'
+import { connect, startRedis, type RedisServer } from './fixtures/redis.ts'
+
+const isLinked = async (replica: Redis): Promise<boolean> => String(await replica.info('replication')).includes('master_link_status:up')
+
+async function replicaOf (t: Test, port: number): Promise<RedisServer & { client: Redis }> {
+  const server = await startRedis({ replicaOf: port })
+  t.teardown(server.stop)
+  const client = connect(server.port)
+  t.teardown(() => client.disconnect())
+  await until(async () => await isLinked(client), 'the replica is in sync')
+  return { ...server, client }
+}
+
+/** A primary with one replica, whose link can be cut, and an app that finds whichever is the primary. */
+async function pair (t: Test, minReplicas: number) {
+  const primary = await startRedis()
+  t.teardown(primary.stop)
+  const link = await startProxy(primary.port)
+  t.teardown(link.stop)
+  const replica = await replicaOf(t, link.port)
+  const way = await startProxy(primary.port)
+  t.teardown(way.stop)
+  const client = connect(way.port)
+  t.teardown(() => client.disconnect())
+  let runs = 0
+  const finish = gate()
+  const entered = gate()
+  const app = await start(t, 'memory', {
+    options: { store: undefined as never, redis: client, minReplicas, storeTimeout: 1_000, lease: 60_000 },
+    routes: app => {
+      app.post('/', async () => ({ run: ++runs, id: randomUUID() }))
+      app.post('/slow', async () => { entered.open(); await finish.promise; return { run: ++runs, id: randomUUID() } })
+    }
+  })
+  const failOver = async (): Promise<void> => {
+    await primary.kill()
+    await replica.client.call('REPLICAOF', 'NO', 'ONE')
+    way.target = replica.port
+    way.cut()
+    await until(async () => await client.ping().then(() => true, () => false), 'the new primary')
+  }
+  return { ...app, link, replica, failOver, finish, entered, client, runs: () => runs }
+}
+
+t.test('a failover with asynchronous replication can lose the last writes: the key starts anew', async t => {
+  const { post, link, failOver, runs } = await pair(t, 0)
+  const kept = await post('before', '{}')
+  await new Promise(resolve => setTimeout(resolve, 100))
+  link.lose = 'replies'
+  const lost = await post('k', '{}')
+  t.equal(lost.status, 200)
+  await failOver()
+  t.equal((await post('before', '{}')).text, kept.text)
+  t.not((await post('k', '{}')).text, lost.text, 'what had not been replicated runs again')
+  t.equal(runs(), 3)
+})
+
+t.test('G1, G3, G10: with minReplicas nothing runs that a failover could lose, and what was answered survives it', async t => {
+  const { post, link, replica, failOver, runs, client } = await pair(t, 1)
+  link.lose = 'replies'
+  const refused = await post('k', '{}')
+  t.same([refused.status, refused.json().code, runs()], [503, 'idempotency_store_unavailable', 0])
+  link.lose = undefined
+  link.cut()
+  await until(async () => await isLinked(replica.client), 'the replica is in sync again')
+  const first = await post('k', '{}')
+  t.equal(first.status, 200)
+  await client.script('FLUSH')
+  t.equal((await post('other', '{}')).status, 200)
+  await failOver()
+  const replay = await post('k', '{}')
+  t.same([replay.text, replay.replayed, runs()], [first.text, true, 2])
+  t.equal((await post('new', '{}')).status, 503, 'the new primary has no replica')
+  await replicaOf(t, replica.port)
+  await until(async () => (await post('new', '{}')).status === 200, 'it has one')
+  t.equal(runs(), 3)
+})
+
+t.test('G1, G2, G10: a failover under a running handler', async t => {
+  const { post, replica, failOver, finish, entered, runs } = await pair(t, 1)
+  const first = post('k', '{}', { path: '/slow' })
+  await entered.promise
+  await failOver()
+  t.equal((await post('k', '{}', { path: '/slow' })).json().code, 'idempotency_in_progress')
+  finish.open()
+  const { text, status } = await first
+  t.equal(status, 200)
+  t.not((await post('k', '{}', { path: '/slow' })).status, 500)
+  await replicaOf(t, replica.port)
+  await until(async () => (await post('k', '{}', { path: '/slow' })).replayed, 'the response is kept in the background')
+  t.equal((await post('k', '{}', { path: '/slow' })).text, text)
+  t.equal(runs(), 1)
+})
+
+t.test('G1, G3: a Redis Cluster that promotes the replica of a killed primary by itself', async t => {
+  const cluster = await startCluster({ replica: true })
+  t.teardown(cluster.stop)
+  const client: Cluster = connectCluster(cluster.ports)
+  t.teardown(() => client.disconnect())
+  // Only the first primary, with the lowest slots, has a replica.
+  let tag = 0
+  while (await client.cluster('KEYSLOT', `{${tag}}`) > 5_000) tag++
+  let runs = 0
+  const { post } = await start(t, 'memory', {
+    options: { store: undefined as never, redis: client, minReplicas: 1, prefix: `{${tag}}` },
+    routes: app => app.post('/', async () => ({ run: ++runs }))
+  })
+  const first = await post('k', '{}')
+  t.equal(first.status, 200)
+  await cluster.nodes[0]?.kill()
+  let replay = await post('k', '{}')
+  await until(async () => (replay = await post('k', '{}')).status === 200, 'the promotion')
+  t.same([replay.text, replay.replayed, runs], [first.text, true, 1])
+  t.equal((await post('new', '{}')).status, 503, 'the new primary has no replica')
+
+  const alone = await start(t, 'memory', { options: { store: new RedisStore(client, { minReplicas: 1 }) }, routes: app => app.post('/', async () => 'ok') })
+  t.equal((await alone.post('k', '{}')).status, 503, 'a primary without a replica')
+})
