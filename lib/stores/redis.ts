@@ -91,6 +91,13 @@ put(KEYS[1], ARGV[3], 0, attempt, now(), token, ARGV[4], ARGV[2])
 return 1
 `)
 
+// ARGV: token, state
+const TOUCH = script(`
+if not record or token ~= ARGV[1] or state ~= ARGV[2] then return 0 end
+redis.call('PEXPIRE', KEYS[1], redis.call('PTTL', KEYS[1]))
+return 1
+`)
+
 const READ = script(`
 if not record then return false end
 local left = redis.call('PTTL', KEYS[1])
@@ -123,9 +130,11 @@ export class RedisStore implements Store {
   }
 
   async claim (key: string, { token, lease, ttl, takeover }: ClaimRequest): Promise<Claim> {
-    const [state, attempt, rest] = await this.#write(CLAIM, key, token, lease, ttl, takeover ? 1 : 0) as [Buffer, number, Buffer | number]
+    const [state, attempt, rest] = await this.#run(CLAIM, key, token, lease, ttl, takeover ? 1 : 0) as [Buffer, number, Buffer | number]
     switch (String(state)) {
-      case 'a': return { outcome: 'acquired', attempt, takeover: rest === 1 }
+      case 'a':
+        await this.#replicated(key, token, 'h')
+        return { outcome: 'acquired', attempt, takeover: rest === 1 }
       case 'h': return { outcome: 'held', attempt, fingerprint: String(rest) }
       case 'x': return { outcome: 'abandoned', attempt, fingerprint: String(rest) }
       default: return { outcome: 'completed', attempt, result: decodeOutcome(rest as Buffer) }
@@ -133,11 +142,15 @@ export class RedisStore implements Store {
   }
 
   async renew (key: string, token: string, lease: number, ttl: number, fingerprint: string): Promise<boolean> {
-    return await this.#write(RENEW, key, token, lease, ttl, fingerprint) === 1
+    if (await this.#run(RENEW, key, token, lease, ttl, fingerprint) !== 1) return false
+    await this.#replicated(key, token, 'h')
+    return true
   }
 
   async complete (key: string, token: string, outcome: Outcome, ttl: number): Promise<boolean> {
-    return await this.#write(END, key, token, ttl, 'c', encodeOutcome(outcome), 1) === 1
+    if (await this.#run(END, key, token, ttl, 'c', encodeOutcome(outcome), 1) !== 1) return false
+    await this.#replicated(key, token, 'c')
+    return true
   }
 
   async release (key: string, token: string, ttl: number, executed: boolean): Promise<boolean> {
@@ -172,33 +185,21 @@ export class RedisStore implements Store {
     return await this.#client.callBuffer('EVAL', source, 1, key, ...args).catch((error: unknown) => { throw explain(error) })
   }
 
-  /** A step whose loss in a failover would break a promise: it counts once `minReplicas` have it. */
-  async #write (script: Script, key: string, ...args: Argument[]): Promise<unknown> {
-    if (this.#minReplicas === 0) return await this.#run(script, key, ...args)
-    let [reply, acknowledged] = await this.#runAndWait(script, key, args)
-    let answer = reply
-    if (reply instanceof Error) {
-      // An unknown script, or a slot that has moved, is followed for a single command only. The
-      // same step again, with the same token, is harmless.
-      answer = await this.#run(script, key, ...args)
-      ;[reply, acknowledged] = await this.#runAndWait(script, key, args)
-    }
-    const written = answer === 1 || (Array.isArray(answer) && String(answer[0]) === 'a')
-    if (written && (reply instanceof Error || !(Number(acknowledged) >= this.#minReplicas))) {
-      throw new Error(`${String(acknowledged)} of ${this.#minReplicas} replicas have the write after ${this.#replicaTimeout} ms`)
-    }
-    return answer
-  }
-
-  /** In one pipeline: after a reconnect between the two, WAIT would vouch for another connection's writes. */
-  async #runAndWait ({ sha }: Script, key: string, args: Argument[]): Promise<[reply: unknown, acknowledged: unknown]> {
+  /**
+   * Settles once `minReplicas` have the record as it was just written. The touch and WAIT go in
+   * one pipeline: after a reconnect between them, WAIT would vouch for another connection's
+   * writes. The touch is a write, and finds out whether the record is still there.
+   */
+  async #replicated (key: string, token: string, state: 'h' | 'c'): Promise<void> {
+    if (this.#minReplicas === 0) return
     const { pipeline } = this.#client as Required<RedisClient>
     const results = await pipeline.call(this.#client, [
-      ['callBuffer', 'EVALSHA', sha, 1, key, ...args],
+      ['callBuffer', 'EVAL', TOUCH.source, 1, key, token, state],
       ['callBuffer', 'WAIT', this.#minReplicas, this.#replicaTimeout]
     ]).exec()
-    const [[error, reply], [waitError, acknowledged]] = results as [[Error | null, unknown], [Error | null, unknown]]
-    return [error ?? reply, waitError ?? acknowledged]
+    const [[error, touched], [waitError, acknowledged]] = results as [[Error | null, unknown], [Error | null, unknown]]
+    if (touched === 1 && Number(acknowledged) >= this.#minReplicas) return
+    throw new Error(`${String(acknowledged ?? 0)} of ${this.#minReplicas} replicas have the write after ${this.#replicaTimeout} ms`, { cause: error ?? waitError })
   }
 }
 
