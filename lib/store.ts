@@ -7,7 +7,7 @@
  * may answer at once or with a promise; a failure is a throw or a rejection.
  */
 export interface Store {
-  /** Takes the key if it is absent, freed, already ours (same token), or its lease has passed. */
+  /** Takes the key if it is absent, freed, already ours (same token: the lease starts anew), or its lease has passed. */
   claim (key: string, request: ClaimRequest): Awaitable<Claim>
   /** Extends the lease to `lease` ms from now; keeps `fingerprint`, unless '', for duplicates to compare with. */
   renew (key: string, token: string, lease: number, ttl: number, fingerprint: string): Awaitable<boolean>

@@ -31,7 +31,7 @@ export function write (keeping: Keeping, exchange: Exchange, outcome: Outcome | 
       const found = claim as Claim
       if (found.outcome !== 'acquired') return done(null, { instead: judge(found, knownFingerprint(exchange), route.retryAfter) })
       exchange.lost = false
-      tell(keeping, exchange, outcome, error => done(error))
+      write(keeping, exchange, outcome, done)
     })
   })
 }

@@ -48,7 +48,11 @@ export class MemoryStore implements Store {
     let takenOver = false
     const held = this.#held.get(key)
     if (held !== undefined && held.until > now) {
-      if (held.token === token) return { outcome: 'acquired', attempt: held.attempt, takeover: false }
+      if (held.token === token) {
+        held.leaseUntil = now + lease
+        held.until = now + lease + ttl
+        return { outcome: 'acquired', attempt: held.attempt, takeover: false }
+      }
       if (held.leaseUntil > now) return { outcome: 'held', attempt: held.attempt, fingerprint: held.fingerprint }
       if (!takeover) return { outcome: 'abandoned', attempt: held.attempt, fingerprint: held.fingerprint }
       attempt = held.attempt + 1

@@ -63,7 +63,10 @@ local count, took = 1, 0
 if record then
   if state == 'c' then return {'c', attempt, string.sub(record, ${HEAD + 1})} end
   if state == 'h' then
-    if token == ARGV[1] then return {'a', attempt, 0} end
+    if token == ARGV[1] then
+      put(KEYS[1], 'h', at + ARGV[2], attempt, since, token, string.sub(record, ${HEAD + 1}), ARGV[2] + ARGV[3])
+      return {'a', attempt, 0}
+    end
     if lease > at then return {'h', attempt, string.sub(record, ${HEAD + 1})} end
     if ARGV[4] == '0' then return {'x', attempt, string.sub(record, ${HEAD + 1})} end
     took = 1
