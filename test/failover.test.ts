@@ -23,7 +23,7 @@ async function replicaOf (t: Test, primary: number, way = primary): Promise<Redi
 }
 
 /** A primary with one replica, whose link can be cut, and an app that finds whichever is the primary. */
-async function pair (t: Test, minReplicas: number) {
+async function pair (t: Test, minReplicas: number, storeTimeout = 1_000) {
   const primary = await startRedis()
   t.teardown(primary.stop)
   const link = await startProxy(primary.port)
@@ -37,7 +37,7 @@ async function pair (t: Test, minReplicas: number) {
   const finish = gate()
   const entered = gate()
   const app = await start(t, 'memory', {
-    options: { store: undefined as never, redis: client, minReplicas, storeTimeout: 1_000, lease: 60_000 },
+    options: { store: undefined as never, redis: client, minReplicas, storeTimeout, lease: 60_000 },
     routes: app => {
       app.post('/', async () => ({ run: ++runs, id: randomUUID() }))
       app.post('/slow', async () => { entered.open(); await finish.promise; return { run: ++runs, id: randomUUID() } })
@@ -88,9 +88,9 @@ t.test('G1, G3, G10: with minReplicas nothing runs that a failover could lose, a
 })
 
 t.test('G1, G2, G10: a failover under a running handler', async t => {
-  const { post, replica, failOver, finish, entered, runs } = await pair(t, 1)
+  const { post, replica, failOver, finish, entered, runs } = await pair(t, 1, 4_000)
   const first = post('k', '{}', { path: '/slow' })
-  await entered.promise
+  await Promise.race([entered.promise, first])
   await failOver()
   t.equal((await post('k', '{}', { path: '/slow' })).json().code, 'idempotency_in_progress')
   finish.open()
