@@ -54,9 +54,9 @@ async function pair (t: Test, minReplicas: number, storeTimeout = 1_000) {
 }
 
 t.test('a failover with asynchronous replication can lose the last writes: the key starts anew', async t => {
-  const { post, link, failOver, runs } = await pair(t, 0)
+  const { post, link, failOver, runs, client } = await pair(t, 0)
   const kept = await post('before', '{}')
-  await new Promise(resolve => setTimeout(resolve, 100))
+  await until(async () => await client.wait(1, 100) === 1, 'the replica has it')
   link.lose = 'replies'
   const lost = await post('k', '{}')
   t.equal(lost.status, 200)
