@@ -18,13 +18,11 @@ async function run ({ file, from, to, caught: [test, name] }: Mutant, number: nu
   if (source.split(from).length !== 2) throw new Error(`lib/${file} must have this once: ${from}`)
   await writeFile(`${copy}lib/${file}`, source.replace(from, () => to))
   const { PATH = '', HOME = '' } = process.env
-  const child = spawn(process.execPath, ['--import', import.meta.resolve('@tapjs/typescript/import'), `test/${test}.test.ts`], {
-    cwd: copy,
-    env: { PATH, HOME, TS_NODE_TRANSPILE_ONLY: '1', TAP_GREP: `/^${name.replace(/[.*+?^${}()|[\]\\]/g, '\\$&')}/`, TAP_TIMEOUT: '10' },
-    stdio: ['ignore', 'pipe', 'pipe'],
-    timeout: 40_000,
-    killSignal: 'SIGKILL'
-  })
+  const env = { PATH, HOME, TS_NODE_TRANSPILE_ONLY: '1', TAP_GREP: `/^${name.replace(/[.*+?^${}()|[\]\\]/g, '\\$&')}/`, TAP_TIMEOUT: '10' }
+  // With an environment of its own: the copies must not count as covered code.
+  const child = spawn('env', ['-i', ...Object.entries(env).map(([name, value]) => `${name}=${value}`),
+    process.execPath, '--import', import.meta.resolve('@tapjs/typescript/import'), `test/${test}.test.ts`
+  ], { cwd: copy, stdio: ['ignore', 'pipe', 'pipe'], timeout: 40_000, killSignal: 'SIGKILL' })
   let output = ''
   for (const stream of [child.stdout, child.stderr]) stream.on('data', chunk => { output += String(chunk) })
   await once(child, 'close')
