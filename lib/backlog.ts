@@ -44,7 +44,7 @@ export class Backlog {
     this.#items.set(exchange, item)
     this.#bytes += item.bytes
     exchange.retrying = true
-    this.#keeping.leases.parked()
+    this.#keeping.leases.checkIdle()
     if (!this.#busy) this.#wait()
   }
 
@@ -78,9 +78,7 @@ export class Backlog {
     const [item] = this.#items.values()
     this.#busy = item !== undefined
     if (item === undefined) return
-    const { exchange } = item
-    const { storeKey, token, route } = exchange
-    this.#keeping.bounded(() => this.#keeping.store.renew(storeKey, token, route.lease, route.ttl, ''), error => {
+    this.#keeping.leases.renew(item.exchange, performance.now(), error => {
       if (error !== null) return this.#failed(item, error)
       this.#write(item, error => {
         if (error !== null) return this.#failed(item, error)

@@ -125,8 +125,8 @@ export class Exchange implements RequestIdempotency {
 }
 
 /** The store has not confirmed the lease for as long as it lasts: another request may hold the key by now. */
-export function isOverdue ({ confirmedAt, route }: Exchange): boolean {
-  return performance.now() - confirmedAt >= route.lease
+export function isOverdue ({ confirmedAt, route }: Exchange, now = performance.now()): boolean {
+  return now - confirmedAt >= route.lease
 }
 
 /** The fingerprint where it is known by now, else ''; what a route's own function throws comes up elsewhere. */

@@ -34,11 +34,11 @@ export class Leases {
   }
 
   delete (exchange: Exchange): void {
-    if (this.#held.delete(exchange)) this.parked()
+    if (this.#held.delete(exchange)) this.checkIdle()
   }
 
-  /** An outcome waits in the backlog: its handler no longer runs. */
-  parked (): void {
+  /** To be called when a handler has ended, though its key is still held: its outcome waits in the backlog. */
+  checkIdle (): void {
     if (this.#idle.length === 0 || !this.#isIdle()) return
     for (const resolve of this.#idle.splice(0)) resolve()
   }
@@ -73,24 +73,31 @@ export class Leases {
     const now = performance.now()
     for (const exchange of this.#held) {
       const { route: { lease }, body, told, renewedAt } = exchange
-      if (isOverdue(exchange)) loseLease(exchange)
-      if (now - renewedAt >= Math.min(lease / 3, !told && body.whole ? TELL_MS : Infinity)) this.#renew(exchange, now)
+      if (isOverdue(exchange, now)) loseLease(exchange)
+      if (now - renewedAt >= Math.min(lease / 3, !told && body.whole ? TELL_MS : Infinity)) this.#renewHeld(exchange, now)
     }
   }
 
-  #renew (exchange: Exchange, now: number): void {
-    const { request, route, storeKey, token, body } = exchange
+  /** Sends one renewal, which also tells the fingerprint. */
+  renew (exchange: Exchange, now: number, done: (error: unknown, renewed?: boolean) => void): void {
+    const { route, storeKey, token, body } = exchange
     exchange.renewedAt = now
     exchange.told = body.whole
     this.#bounded(() => this.#store.renew(storeKey, token, route.lease, route.ttl, knownFingerprint(exchange)), (error, renewed) => {
+      if (renewed === true) exchange.confirmedAt = now
+      done(error, renewed)
+    })
+  }
+
+  #renewHeld (exchange: Exchange, now: number): void {
+    const { request } = exchange
+    this.renew(exchange, now, (error, renewed) => {
       // The answer to the outcome decides, not a renewal's that was under way.
       if (!exchange.holding || exchange.settling || exchange.lost) return
       if (error !== null) {
         request.log.error({ err: error }, 'idempotency: the lease could not be renewed; it is tried again')
         publish('store-error', request, exchange, { error })
-      } else if (renewed === true) {
-        exchange.confirmedAt = now
-      } else {
+      } else if (renewed !== true) {
         loseLease(exchange)
       }
     })

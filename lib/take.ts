@@ -65,7 +65,7 @@ function keyOf (core: Core, { request, route }: Exchange, done: (error: unknown,
 }
 
 /** Asks the store for the key. */
-export function claim (core: Core, exchange: Exchange, done: Done): void {
+function claim (core: Core, exchange: Exchange, done: Done): void {
   const { route, storeKey, token } = exchange
   const request = { token, lease: route.lease, ttl: route.ttl, takeover: route.abandoned === 'retry' }
   const sent = performance.now()

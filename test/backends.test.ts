@@ -1,6 +1,7 @@
 import { fileURLToPath } from 'node:url'
 import t from 'tap'
 import { startCluster } from './fixtures/cluster.ts'
+import { loader } from './fixtures/loader.ts'
 import { has } from './fixtures/redis.ts'
 
 /** The tests that talk to Redis, once more on what takes its place. */
@@ -9,7 +10,7 @@ const FILES = ['stores', 'protocol', 'lifecycle', 'replay', 'registration', 'lea
 const run = async (files: string[], env: Record<string, string>, what: string): Promise<void> => {
   for (const file of files) {
     const path = fileURLToPath(new URL(`${file}.test.ts`, import.meta.url))
-    await t.spawn(process.execPath, ['--import', import.meta.resolve('@tapjs/typescript/import'), path], { env: { ...process.env, ...env } }, `${what}: ${file}`)
+    await t.spawn(process.execPath, [...loader, path], { env: { ...process.env, ...env } }, `${what}: ${file}`)
   }
 }
 

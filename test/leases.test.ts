@@ -3,7 +3,7 @@ import { Readable } from 'node:stream'
 import t from 'tap'
 import { MemoryStore, type RedisClient } from '../lib/index.ts'
 import { storeKey } from '../lib/fingerprint.ts'
-import { gate, redisClient, start, STORES, stopRedis, until } from './fixtures/app.ts'
+import { failBehind, gate, redisClient, start, STORES, stopRedis, until } from './fixtures/app.ts'
 import { fails, faulty, listen, type Faults } from './fixtures/faulty.ts'
 
 t.teardown(stopRedis)
@@ -183,8 +183,7 @@ t.test('G4: a response that waits to be kept is forgotten when its reply turns i
   const { post, app } = await start(t, 'memory', {
     options: { store },
     routes: app => {
-      // A hook behind the plugin's, as another plugin would add it.
-      app.addHook('onRoute', route => { route.onSend = [route.onSend ?? []].flat().concat(async () => { delete faults.complete; throw new Error('hook') }) })
+      failBehind(app, () => { delete faults.complete })
       app.post('/', async () => 'ok')
     }
   })

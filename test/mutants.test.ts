@@ -3,6 +3,7 @@ import { once } from 'node:events'
 import { cp, mkdir, readFile, rm, writeFile } from 'node:fs/promises'
 import { fileURLToPath } from 'node:url'
 import t from 'tap'
+import { loader } from './fixtures/loader.ts'
 import { MUTANTS, type Mutant } from './fixtures/mutants.ts'
 
 const root = fileURLToPath(new URL('..', import.meta.url))
@@ -21,7 +22,7 @@ async function run ({ file, from, to, caught: [test, name] }: Mutant, number: nu
   const env = { PATH, HOME, TS_NODE_TRANSPILE_ONLY: '1', TAP_GREP: `/^${name.replace(/[.*+?^${}()|[\]\\]/g, '\\$&')}/`, TAP_TIMEOUT: '10' }
   // With an environment of its own: the copies must not count as covered code.
   const child = spawn('env', ['-i', ...Object.entries(env).map(([name, value]) => `${name}=${value}`),
-    process.execPath, '--import', import.meta.resolve('@tapjs/typescript/import'), `test/${test}.test.ts`
+    process.execPath, ...loader, `test/${test}.test.ts`
   ], { cwd: copy, stdio: ['ignore', 'pipe', 'pipe'], timeout: 40_000, killSignal: 'SIGKILL' })
   let output = ''
   for (const stream of [child.stdout, child.stderr]) stream.on('data', chunk => { output += String(chunk) })

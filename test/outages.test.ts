@@ -2,7 +2,7 @@ import t from 'tap'
 import type { IdempotencyError } from '../lib/index.ts'
 import { MemoryStore } from '../lib/index.ts'
 import { storeKey } from '../lib/fingerprint.ts'
-import { gate, start, until } from './fixtures/app.ts'
+import { failBehind, gate, start, until } from './fixtures/app.ts'
 import { fails, faulty, hangs, listen, type Faults } from './fixtures/faulty.ts'
 import { connect, startRedis } from './fixtures/redis.ts'
 
@@ -245,7 +245,7 @@ t.test('G10: a later outcome takes the place of one that is being tried again', 
     const { app, post } = await start(t, 'memory', {
       options: { store },
       routes: app => {
-        app.addHook('onRoute', route => { route.onSend = [route.onSend ?? []].flat().concat(async () => { await trying.promise; throw new Error('hook') }) })
+        failBehind(app, async () => await trying.promise)
         app.post('/', async () => 'ok')
       }
     })

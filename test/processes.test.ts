@@ -1,8 +1,8 @@
 import { randomUUID } from 'node:crypto'
 import t from 'tap'
 import { redisServer, stopRedis, until } from './fixtures/app.ts'
-import type { Step } from './fixtures/instance.ts'
-import { instances, Scene, type Barrier, type Pair } from './fixtures/instances.ts'
+import { instances, type Pair } from './fixtures/instances.ts'
+import { play, type Cell, type Stopped } from './fixtures/scene.ts'
 
 /** What becomes of a key when the instance that holds it is killed, frozen, or has its clock set, at each step. */
 
@@ -15,16 +15,9 @@ const OPTIONS = { lease: LEASE, storeTimeout: 30_000 }
 const IN_PROGRESS = '409 idempotency_in_progress'
 const UNKNOWN = '409 idempotency_outcome_unknown'
 
-interface Cell {
-  fault: keyof typeof FAULTS
-  step: Step
-  /** Whose, and which attempt, as the handler saw it. */
-  executions: string[]
-  /** In the order in which the fault below asks. */
-  answers: string[]
-}
+type Fault = keyof typeof FAULTS
 
-const MATRIX: Cell[] = [
+const MATRIX: Array<Cell<Fault>> = [
   // the dead one's client | a retry at once | a retry after the lease | another
   { fault: 'killed', step: 'before the claim', executions: ['other 1'], answers: ['none', '201 other 1', '201 other 1 replayed', '201 other 1 replayed'] },
   { fault: 'killed', step: 'after the claim', executions: ['other 2'], answers: ['none', IN_PROGRESS, '201 other 2', '201 other 2 replayed'] },
@@ -52,7 +45,7 @@ const MATRIX: Cell[] = [
   { fault: 'set a day back', step: 'in the handler', executions: ['holder 1'], answers: [IN_PROGRESS, '201 holder 1', '201 holder 1 replayed'] }
 ]
 
-const PROMISES: Record<Cell['fault'], string> = {
+const PROMISES: Record<Fault, string> = {
   killed: 'G3, G5',
   "killed, with abandoned: 'reject'": 'G1',
   'frozen until the other is done': 'G2',
@@ -61,16 +54,13 @@ const PROMISES: Record<Cell['fault'], string> = {
   'set a day back': 'G1, G5'
 }
 
-interface Stopped { scene: Scene, barrier: Barrier, first: Promise<string> }
-type Fault = (stopped: Stopped) => Promise<string[]>
-
 async function kill ({ scene, first }: Stopped): Promise<string[]> {
   await scene.holder.kill()
   return [await first, await scene.ask(scene.other), await scene.settled(scene.other), await scene.ask(scene.other)]
 }
 
-function setClock (offset: number): Fault {
-  return async ({ scene, barrier, first }) => {
+function setClock (offset: number) {
+  return async ({ scene, barrier, first }: Stopped): Promise<string[]> => {
     const { holder, other, key } = scene
     const before = holder.renewals.length
     await holder.setClock(offset)
@@ -121,22 +111,16 @@ const [shared, rejecting] = await Promise.all([
 const victim = async (): Promise<Pick<Pair, 'holder'>> => await instances(t, ['holder'], port, options)
 let next = victim()
 
-async function pairFor (fault: Cell['fault']): Promise<Pair> {
+async function pairFor (fault: Fault): Promise<Pair> {
   if (!fault.startsWith('killed')) return shared
   const { holder } = await next
   next = victim()
   return { holder, ...(fault === 'killed' ? { other: shared.other } : rejecting) }
 }
 
-for (const { fault, step, executions, answers } of MATRIX) {
-  t.test(`${PROMISES[fault]}: the holder is ${fault}, ${step}`, async t => {
-    const scene = new Scene(await pairFor(fault))
-    const barrier = await scene.holder.stopAt(step, scene.key)
-    const first = scene.ask(scene.holder)
-    await barrier.reached
-    t.same(await FAULTS[fault]({ scene, barrier, first }), answers, 'answers')
-    t.same(await scene.executions(), executions, 'executions')
-  })
+for (const cell of MATRIX) {
+  const { fault, step } = cell
+  t.test(`${PROMISES[fault]}: the holder is ${fault}, ${step}`, async t => await play(t, await pairFor(fault), cell, FAULTS[fault]))
 }
 
 t.test('G1, G2, G3: two processes on one Redis: one execution of many at once, and its replay from the other', async t => {

@@ -1,8 +1,8 @@
 import t from 'tap'
 import { until } from './fixtures/app.ts'
-import type { Step } from './fixtures/instance.ts'
-import { instances, Scene, type Barrier, type Pair } from './fixtures/instances.ts'
+import { instances, type Pair } from './fixtures/instances.ts'
 import { connect, startRedis, type RedisServer } from './fixtures/redis.ts'
+import { play, type Cell, type Scene, type Stopped } from './fixtures/scene.ts'
 
 /** What becomes of a key when Redis dies, freezes or forgets, at each step of the request that holds it. */
 
@@ -10,16 +10,9 @@ const UNAVAILABLE = '503 idempotency_store_unavailable'
 const ONCE = ['holder 1']
 const KEPT = '201 holder 1 replayed'
 
-interface Cell {
-  fault: keyof typeof FAULTS
-  step: Step
-  /** Whose, and which attempt, as the handler saw it. */
-  executions: string[]
-  /** In the order in which the fault below asks. */
-  answers: string[]
-}
+type Fault = keyof typeof FAULTS
 
-const MATRIX: Cell[] = [
+const MATRIX: Array<Cell<Fault>> = [
   // the first client | a retry with the other while Redis is down | once it is back | with the holder
   { fault: 'dies, and comes back with its data', step: 'before the claim', executions: ['other 1'], answers: [UNAVAILABLE, UNAVAILABLE, '201 other 1', '201 other 1 replayed'] },
   { fault: 'dies, and comes back with its data', step: 'after the claim', executions: ONCE, answers: ['201 holder 1', UNAVAILABLE, KEPT, KEPT] },
@@ -54,7 +47,7 @@ const MATRIX: Cell[] = [
   { fault: 'freezes for longer than storeTimeout', step: 'after the keep', executions: ONCE, answers: ['201 holder 1', UNAVAILABLE, KEPT, KEPT] }
 ]
 
-interface Stopped { scene: Scene, barrier: Barrier, first: Promise<string>, redis: RedisServer }
+interface Struck extends Stopped { redis: RedisServer }
 
 /** Both instances are connected: none meets the end of an attempt that was made before Redis was up. */
 async function connected ({ holder, other, key }: Scene): Promise<void> {
@@ -63,7 +56,7 @@ async function connected ({ holder, other, key }: Scene): Promise<void> {
   }
 }
 
-const PROMISES: Record<Cell['fault'], string> = {
+const PROMISES: Record<Fault, string> = {
   'dies, and comes back with its data': 'G1, G10',
   'comes back empty': 'G2, G10',
   'comes back empty after the reply': 'G2, G10',
@@ -72,7 +65,7 @@ const PROMISES: Record<Cell['fault'], string> = {
 }
 
 const FAULTS = {
-  async 'dies, and comes back with its data' ({ scene, barrier, first, redis }: Stopped) {
+  async 'dies, and comes back with its data' ({ scene, barrier, first, redis }: Struck) {
     const { holder, other } = scene
     await redis.kill()
     await barrier.go()
@@ -80,13 +73,13 @@ const FAULTS = {
     await restart(redis)
     return [...answers, await scene.settled(other), await scene.ask(holder)]
   },
-  async 'comes back empty' ({ scene, barrier, first, redis }: Stopped) {
+  async 'comes back empty' ({ scene, barrier, first, redis }: Struck) {
     await restart(redis)
     await connected(scene)
     await barrier.go()
     return [await first, await scene.ask(scene.other), await scene.ask(scene.holder)]
   },
-  async 'comes back empty after the reply' ({ scene, barrier, first, redis }: Stopped) {
+  async 'comes back empty after the reply' ({ scene, barrier, first, redis }: Struck) {
     const { holder, other, key } = scene
     await redis.kill()
     await barrier.go()
@@ -95,14 +88,14 @@ const FAULTS = {
     await until(async () => await other.state(key) === 'completed', 'the outcome is written anew')
     return [answer, await scene.ask(other), await scene.ask(holder)]
   },
-  async 'is flushed' ({ scene, barrier, first, redis }: Stopped) {
+  async 'is flushed' ({ scene, barrier, first, redis }: Struck) {
     const client = connect(redis.port)
     await client.flushall()
     client.disconnect()
     await barrier.go()
     return [await first, await scene.ask(scene.other), await scene.ask(scene.holder)]
   },
-  async 'freezes for longer than storeTimeout' ({ scene, barrier, first, redis }: Stopped) {
+  async 'freezes for longer than storeTimeout' ({ scene, barrier, first, redis }: Struck) {
     const { holder, other, key } = scene
     redis.process.kill('SIGSTOP')
     await barrier.go()
@@ -121,21 +114,17 @@ const stage = async (durable: boolean, storeTimeout: number): Promise<Stage> => 
   return { redis, pair: await instances(t, ['holder', 'other'], redis.port, { storeTimeout }) }
 }
 const [durable, volatile, impatient] = await Promise.all([stage(true, 30_000), stage(false, 30_000), stage(false, 300)])
-const stageOf = (fault: Cell['fault']): Stage => fault.startsWith('dies') ? durable : fault.startsWith('freezes') ? impatient : volatile
+const stageOf = (fault: Fault): Stage => fault.startsWith('dies') ? durable : fault.startsWith('freezes') ? impatient : volatile
 t.teardown(async () => { for (const { redis } of [durable, volatile, impatient]) await redis.stop() })
 
 async function restart (redis: RedisServer): Promise<void> {
   for (const stage of [durable, volatile]) if (stage.redis === redis) stage.redis = await redis.restart()
 }
 
-for (const { fault, step, executions, answers } of MATRIX) {
+for (const cell of MATRIX) {
+  const { fault, step } = cell
   t.test(`${PROMISES[fault]}: Redis ${fault}, ${step}`, async t => {
     const { redis, pair } = stageOf(fault)
-    const scene = new Scene(pair)
-    const barrier = await scene.holder.stopAt(step, scene.key)
-    const first = scene.ask(scene.holder)
-    await barrier.reached
-    t.same(await FAULTS[fault]({ scene, barrier, first, redis }), answers, 'answers')
-    t.same(await scene.executions(), executions, 'executions')
+    await play(t, pair, cell, async stopped => await FAULTS[fault]({ ...stopped, redis }))
   })
 }

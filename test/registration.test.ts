@@ -6,6 +6,7 @@ import fp from 'fastify-plugin'
 import t from 'tap'
 import idempotency, { fastifyIdempotency, MemoryStore, RedisStore, type FastifyIdempotencyOptions } from '../lib/index.ts'
 import { gate, MODES, redisClient, redisServer, send, start, stopRedis, STORES } from './fixtures/app.ts'
+import { loader } from './fixtures/loader.ts'
 
 t.teardown(stopRedis)
 
@@ -264,7 +265,7 @@ t.test('a later stage without a key, or with a key option that fails there', asy
 })
 
 t.test('G14: timers do not keep a process alive, not even those of a key that is held', async t => {
-  const child = spawn(process.execPath, ['--import', import.meta.resolve('@tapjs/typescript/import'), new URL('fixtures/exit.ts', import.meta.url).pathname], { stdio: ['ignore', 'pipe', 'inherit'] })
+  const child = spawn(process.execPath, [...loader, new URL('fixtures/exit.ts', import.meta.url).pathname], { stdio: ['ignore', 'pipe', 'inherit'] })
   let said = ''
   child.stdout.on('data', chunk => { said += String(chunk) })
   const [code] = await once(child, 'exit') as [number]

@@ -49,8 +49,7 @@ export class MemoryStore implements Store {
     const held = this.#held.get(key)
     if (held !== undefined && held.until > now) {
       if (held.token === token) {
-        held.leaseUntil = now + lease
-        held.until = now + lease + ttl
+        this.renew(key, token, lease, ttl, '')
         return { outcome: 'acquired', attempt: held.attempt, takeover: false }
       }
       if (held.leaseUntil > now) return { outcome: 'held', attempt: held.attempt, fingerprint: held.fingerprint }
