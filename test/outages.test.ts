@@ -94,6 +94,18 @@ t.test('G10: the end of the response does not disturb the keeping in the backgro
   }
 })
 
+t.test('G10: while the lease cannot be renewed, no body is sent to the store again', async t => {
+  const faults: Faults = { complete: fails, renew: fails }
+  const store = faulty(faults)
+  const { post, app } = await start(t, 'memory', { options: { store }, routes: app => app.post('/', async () => 'ok') })
+  await post('k', '{}')
+  await until(() => store.calls.length >= 4, 'two renewals')
+  t.same(store.calls.slice(0, 4), ['claim', 'complete', 'renew', 'renew'])
+  delete faults.renew
+  delete faults.complete
+  await until(async () => (await app.idempotency.inspect({ key: 'k' }))?.state === 'completed', 'the response is kept')
+})
+
 t.test('G10: keeping in the background ends when the lease is truly lost, and not because the store has lost the record', async t => {
   const faults: Faults = { complete: fails }
   const store = faulty(faults)

@@ -156,3 +156,18 @@ t.test('a client of another shape is refused with what is needed', async t => {
   const callBuffer = async (): Promise<unknown> => null
   for (const options of [{ minReplicas: -1 }, { minReplicas: 1.5 }, { replicaTimeout: 0 }]) t.throws(() => new RedisStore({ callBuffer }, options), /must be whole numbers/)
 })
+
+t.test('G10: RedisStore says why a write counts too few replicas', async t => {
+  const results: Array<Array<[Error | null, unknown]>> = []
+  const client: RedisClient = {
+    callBuffer: async () => [Buffer.from('a'), 1, 0],
+    pipeline: () => ({ exec: async () => results.shift() ?? null })
+  }
+  const store = new RedisStore(client, { minReplicas: 1, replicaTimeout: 50 })
+  const claim = async (): Promise<unknown> => await store.claim('k', { token: 't', lease: 1, ttl: 1, takeover: true })
+  results.push([[null, 1], [null, 1]], [[null, 1], [null, 0]], [[new Error('touch'), undefined], [null, 1]], [[null, 1], [new Error('wait'), undefined]])
+  t.match(await claim(), { outcome: 'acquired' })
+  await t.rejects(claim(), { message: '0 of 1 replicas have the write after 50 ms' })
+  await t.rejects(claim(), { message: /^1 of 1/, cause: { message: 'touch' } })
+  await t.rejects(claim(), { message: /^0 of 1/, cause: { message: 'wait' } })
+})
