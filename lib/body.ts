@@ -10,29 +10,26 @@ export class RequestBody {
   whole: boolean
   /** Bytes that have arrived. */
   length = 0
-  readonly #stream: Readable | undefined
-  readonly #socket: FastifyRequest['raw']['socket']
-  readonly #chunks: Buffer[] = []
+  readonly #stream: Readable
+  readonly #request: FastifyRequest
   readonly #collect: boolean
+  /** All chunks with `collect`, else the first. */
+  readonly #chunks: Buffer[] = []
   #hash: Hash | undefined
   #waiting: ((error?: Error) => void) | undefined
+  #socket!: FastifyRequest['raw']['socket']
 
   /** `collect`: keep the bytes, for `bytes()`; otherwise only their digest. */
   constructor (request: FastifyRequest, stream: Readable, collect: boolean) {
+    this.#request = request
+    this.#stream = stream
     this.#collect = collect
-    this.#socket = request.raw.socket
     this.present = hasBody(request)
     this.whole = !this.present
     if (this.whole) return
-    this.#stream = stream
-    // A listener would make the stream flow; only whoever reads the body may do that. Paused first:
-    // an empty body would otherwise end before its reader is there. But then a reader's
-    // bare `on('data')` no longer makes it flow either: do it for such a reader.
-    stream.pause()
-    stream.on('data', this.#onData)
-    stream.on('newListener', this.#onListener)
-    stream.once('end', this.#onEnd)
-    stream.once('close', this.#onClose)
+    // Unlike on('data'), which a Readable overrides, this does not make the stream flow: only whoever reads the body may do that.
+    stream.prependListener('data', this.#onData)
+    stream.on('end', this.#onEnd)
     if (stream !== request.raw) stream.on('error', () => {})
   }
 
@@ -54,12 +51,13 @@ export class RequestBody {
 
   /** Reads what nobody else will read, and calls back when the body is whole or was cut off. */
   drain (done: (error?: Error) => void): void {
+    if (this.whole) return done()
     const stream = this.#stream
-    if (this.whole || stream === undefined) return done()
     if (stream.destroyed) return done(cutOff())
     this.#waiting = done
+    stream.on('close', this.#onClose)
     // Once its response is over, Node.js no longer tells a request that the client has left.
-    this.#socket.once('close', this.#onClose)
+    this.#socket = this.#request.raw.socket.once('close', this.#onClose)
     // Whoever has begun to read, and stopped, would hold the rest back.
     stream.unpipe()
     stream.resume()
@@ -67,7 +65,7 @@ export class RequestBody {
 
   /** Lets the rest of an unwanted body pass, so that the connection can be used again. */
   discard (): void {
-    if (!this.whole) this.#stream?.off('data', this.#onData).resume()
+    if (!this.whole) this.#stream.off('data', this.#onData).resume()
   }
 
   #onData = (chunk: Buffer | string): void => {
@@ -81,12 +79,6 @@ export class RequestBody {
       this.#hash ??= createHash('sha256').update(first)
       this.#hash.update(bytes)
     }
-  }
-
-  #onListener = (event: string | symbol): void => {
-    if (event !== 'data') return
-    this.#stream?.off('newListener', this.#onListener)
-    process.nextTick(() => this.#stream?.resume())
   }
 
   #onEnd = (): void => {
