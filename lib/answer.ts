@@ -4,7 +4,7 @@ import { IdempotencyError, renderError } from './errors.ts'
 import { publish, type EventName } from './events.ts'
 import type { Exchange } from './exchange.ts'
 import type { RouteConfig } from './options.ts'
-import { resetHeaders, restore } from './response.ts'
+import { payloadOf, resetHeaders, restore } from './response.ts'
 import type { Verdict } from './verdict.ts'
 
 /** The one place that answers in the handler's stead. */
@@ -32,7 +32,8 @@ export function answer (core: Core, exchange: Exchange, verdict: Verdict, done: 
   }
   const { reply } = exchange
   markReplay(exchange, verdict)
-  reply.send(restore(reply, verdict.replay, core.config.replayedHeaderName) ?? undefined)
+  restore(reply, verdict.replay, core.config.replayedHeaderName)
+  reply.send(payloadOf(verdict.replay) ?? undefined)
 }
 
 /** Refuses a request from a hook, in the form that its route asks for. */
@@ -51,7 +52,8 @@ export function replaceReply (core: Core, exchange: Exchange, verdict: Verdict, 
   exchange.dropped = false
   if ('replay' in verdict) {
     markReplay(exchange, verdict)
-    return done(null, restore(reply, verdict.replay, core.config.replayedHeaderName))
+    restore(reply, verdict.replay, core.config.replayedHeaderName)
+    return done(null, payloadOf(verdict.replay))
   }
   report(request, verdict.refuse, exchange)
   setRetryAfter(reply, verdict.refuse)

@@ -58,7 +58,9 @@ export function attachToRoute (core: Core, declared: FastifyRoute): void {
   })
   // What is kept is uncompressed: each client gets an encoding that it accepts.
   const own = [declared.onSend ?? []].flat()
-  declared.onSend = core.compressed ? [onSend(core, false), ...own] : [...own, onSend(core, false)]
+  let final: boolean | undefined
+  const keeping = onSend(core, false, () => final ??= [declared.onSend].flat().at(-1) === keeping)
+  declared.onSend = core.compressed ? [keeping, ...own] : [...own, keeping]
   declared.handler = watchHandler(core, declared.handler)
 }
 
@@ -120,7 +122,7 @@ export function attachToInstance (core: Core, instance: FastifyInstance): void {
     if (exchange !== undefined) noteError(exchange, error)
     done()
   })
-  instance.addHook('onSend', onSend(core, true))
+  instance.addHook('onSend', onSend(core, true, () => false))
   watchTracedHandlers(core, instance)
 }
 

@@ -57,6 +57,10 @@ export class Exchange implements RequestIdempotency {
   sendCalled = false
   /** A reply is in our onSend and has not left it. */
   passing = false
+  /** Nobody but Fastify sees the reply's payload after our onSend. */
+  final = false
+  /** The headers of the reply that is on its way. */
+  leaving: Array<[name: string, value: unknown]> | undefined
   /** Another reply came meanwhile. */
   dropped = false
   /** A reply is in onSend, or is being streamed: its end decides. */
@@ -67,7 +71,7 @@ export class Exchange implements RequestIdempotency {
   /** The kept outcome that answers this request. */
   replay: Outcome | undefined
   /** What stood on the reply before the handler, for a reply that must be withheld. */
-  headersBefore: Record<string, unknown> = {}
+  headersBefore!: Record<string, unknown>
   /** When the claim or a renewal was last sent. */
   renewedAt = 0
   /** When the one was sent that the store last agreed to: the lease lasts from then, at least. */

@@ -2,8 +2,9 @@ import type { FastifyReply, FastifyRequest, onSendHookHandler } from 'fastify'
 import { replaceReply } from './answer.ts'
 import type { Core } from './core.ts'
 import type { Exchange } from './exchange.ts'
-import { capture, resetHeaders, restore, unreplayable, unwrapResponse } from './response.ts'
+import { capture, isAscii, payloadOf, resetHeaders, restore, unreplayable, unwrapResponse } from './response.ts'
 import { settle } from './settle.ts'
+import type { Outcome } from './store.ts'
 import { isStream, tee, type ByteStream } from './tee.ts'
 import { settlement } from './verdict.ts'
 
@@ -14,7 +15,8 @@ export function keep (core: Core, exchange: Exchange, payload: unknown, done: Do
   const { reply } = exchange
   if (exchange.replay !== undefined) {
     // Hooks before this one have run over the kept payload a second time; undo it.
-    return done(null, restore(reply, exchange.replay, core.config.replayedHeaderName))
+    restore(reply, exchange.replay, core.config.replayedHeaderName)
+    return done(null, exchange.final && isAscii(exchange.replay.headers) ? bytesOf(exchange.replay) : payloadOf(exchange.replay))
   }
   if (!exchange.holding && !exchange.settled) {
     // Answered by another hook, before the key was taken or with a refusal.
@@ -39,25 +41,28 @@ function free (core: Core, exchange: Exchange, body: unknown, done: Done): void 
 
 function keepBody (core: Core, exchange: Exchange, body: unknown, done: Done): void {
   const { reply, route } = exchange
+  const headers = exchange.leaving = Object.entries(reply.getHeaders())
   let outcome
   try {
-    outcome = capture(reply, exchange.fingerprint, route.replayHeaders)
+    outcome = capture(reply, headers, exchange.fingerprint, route.replayHeaders)
   } catch (error) {
     return done(error as Error)
   }
   if (isStream(body)) return keepStream(core, exchange, outcome, body, done)
+  let payload = body
   if (typeof body === 'string' || Buffer.isBuffer(body)) {
-    const length = typeof body === 'string' ? Buffer.byteLength(body) : body.length
-    if (length > route.maxResponseBytes) outcome = unreplayable(outcome.status, outcome.fingerprint)
-    else outcome.body = body
+    outcome.text = typeof body === 'string'
+    outcome.body = typeof body === 'string' ? Buffer.from(body) : body
+    if (exchange.final && isAscii(headers)) payload = bytesOf(outcome)
+    if (outcome.body.length > route.maxResponseBytes) outcome = unreplayable(outcome.status, outcome.fingerprint)
   } else if (body !== undefined && body !== null) {
     // Fastify refuses such a payload after onSend (FST_ERR_REP_INVALID_PAYLOAD_TYPE).
     return done(null, body)
   }
-  settleReply(core, exchange, outcome, body, done)
+  settleReply(core, exchange, outcome, payload, done)
 }
 
-function settleReply (core: Core, exchange: Exchange, outcome: Parameters<typeof settle>[2], body: unknown, done: Done): void {
+function settleReply (core: Core, exchange: Exchange, outcome: Outcome | undefined, body: unknown, done: Done): void {
   exchange.sending = true
   settle(core, exchange, outcome, settled => {
     exchange.sending = false
@@ -66,9 +71,9 @@ function settleReply (core: Core, exchange: Exchange, outcome: Parameters<typeof
   })
 }
 
-function keepStream (core: Core, exchange: Exchange, outcome: ReturnType<typeof capture>, source: ByteStream, done: Done): void {
+function keepStream (core: Core, exchange: Exchange, outcome: Outcome, source: ByteStream, done: Done): void {
   exchange.sending = true
-  const end = (result: typeof outcome | undefined): Promise<boolean> => new Promise(resolve => {
+  const end = (result: Outcome | undefined): Promise<boolean> => new Promise(resolve => {
     settle(core, exchange, result, settled => {
       exchange.sending = false
       resolve(settled === undefined)
@@ -83,8 +88,16 @@ function isResponse (payload: unknown): payload is Response {
   return Object.prototype.toString.call(payload) === '[object Response]'
 }
 
-/** The hook in Fastify's form; costs a property read where nothing is to be kept. */
-export function onSend (core: Core, unseen: boolean): onSendHookHandler<unknown> {
+/** Node.js writes bytes faster than a string; nobody else may see the payload after this. */
+function bytesOf ({ body }: Outcome): Buffer | null {
+  return body.length === 0 ? null : body
+}
+
+/**
+ * The hook in Fastify's form; costs a property read where nothing is to be kept. `isFinal`:
+ * whether no hook of another comes behind it.
+ */
+export function onSend (core: Core, unseen: boolean, isFinal: () => boolean): onSendHookHandler<unknown> {
   return (request, reply, payload, done) => {
     const exchange = request.idempotency as Exchange | null
     if (exchange === null || exchange.unseen !== unseen) return done()
@@ -94,13 +107,15 @@ export function onSend (core: Core, unseen: boolean): onSendHookHandler<unknown>
       return request.log.warn('idempotency: a reply is already on its way; this one is dropped')
     }
     exchange.passing = true
-    let waited: { status: number, headers: Record<string, unknown> } | undefined
+    exchange.final = isFinal()
+    exchange.leaving = undefined
+    let waited: { status: number, headers: Array<[string, unknown]> } | undefined
     keep(core, exchange, payload, (error, kept) => {
       exchange.passing = false
       if (waited === undefined) return done(error as null, kept)
       if (exchange.dropped) {
         // The dropped reply has set a status and headers of its own.
-        resetHeaders(reply, waited.headers)
+        resetHeaders(reply, Object.fromEntries(waited.headers))
         reply.code(waited.status)
       }
       try {
@@ -109,7 +124,7 @@ export function onSend (core: Core, unseen: boolean): onSendHookHandler<unknown>
         sendFailed(request, reply, thrown)
       }
     })
-    if (exchange.passing) waited = { status: reply.statusCode, headers: { ...reply.getHeaders() } }
+    if (exchange.passing) waited = { status: reply.statusCode, headers: exchange.leaving ?? Object.entries(reply.getHeaders()) }
   }
 }
 

@@ -7,37 +7,59 @@ import type { Outcome } from './store.ts'
  */
 const NEVER_KEPT = new Set(['connection', 'keep-alive', 'transfer-encoding', 'te', 'trailer', 'upgrade', 'date', 'content-length'])
 
-/** The reply as it stands, without its body. */
-export function capture (reply: FastifyReply, fingerprint: string, replayHeaders: (name: string) => boolean): Outcome {
+const EMPTY = Buffer.alloc(0)
+
+/** The reply as it stands, with the headers `given`, without its body. */
+export function capture ({ statusCode }: FastifyReply, given: Array<[name: string, value: unknown]>, fingerprint: string, replayHeaders: (name: string) => boolean): Outcome {
   const headers: Outcome['headers'] = []
-  for (const [name, value] of Object.entries(reply.getHeaders())) {
+  for (const [name, value] of given) {
     if (value === undefined || NEVER_KEPT.has(name) || name.startsWith('proxy-') || !replayHeaders(name)) continue
     headers.push([name, Array.isArray(value) ? value.map(String) : String(value)])
   }
-  return { fingerprint, status: reply.statusCode, replayable: true, headers, body: '' }
+  return { fingerprint, status: statusCode, replayable: true, headers, body: EMPTY, text: false }
 }
 
 /** The fact alone that the request was answered, where the response cannot be kept. */
 export function unreplayable (status: number, fingerprint: string): Outcome {
-  return { fingerprint, status, replayable: false, headers: [], body: '' }
+  return { fingerprint, status, replayable: false, headers: [], body: EMPTY, text: false }
 }
 
 /**
  * Puts a kept outcome on the reply: its headers win over what hooks have set, and a body
- * without a type gets none. Returns the payload, `null` for an empty one.
+ * without a type gets none.
  */
-export function restore (reply: FastifyReply, outcome: Outcome, replayedHeaderName: string): string | Buffer | null {
+export function restore (reply: FastifyReply, outcome: Outcome, replayedHeaderName: string): void {
   reply.code(outcome.status)
-  reply.removeHeader('content-type')
-  reply.removeHeader('content-length')
+  let typed = false
   for (const [name, value] of outcome.headers) {
+    if (name === 'content-type') typed = true
     // header() would append to cookies that are there already.
-    if (name === 'set-cookie') reply.removeHeader(name)
+    else if (name === 'set-cookie') reply.removeHeader(name)
     reply.header(name, value)
   }
+  // Only what is there: removing costs Fastify and Node.js more than all the rest here.
+  if (!typed && reply.hasHeader('content-type')) reply.removeHeader('content-type')
+  if (reply.hasHeader('content-length')) reply.removeHeader('content-length')
   reply.header(replayedHeaderName, 'true')
-  return outcome.body.length === 0 ? null : outcome.body
 }
+
+/** The payload as the handler's hooks saw it, `null` for an empty one. */
+export function payloadOf ({ body, text }: Outcome): string | Buffer | null {
+  if (body.length === 0) return null
+  return text ? body.toString() : body
+}
+
+/**
+ * Whether Node.js sends the same header with a string's bytes as with the string: it
+ * encodes the header by the type of what follows it, as UTF-8 or as latin1.
+ */
+export function isAscii (headers: Array<[name: string, value: unknown]>): boolean {
+  for (const [, value] of headers) if (NOT_ASCII.test(String(value))) return false
+  return true
+}
+
+// eslint-disable-next-line no-control-regex -- all of ASCII
+const NOT_ASCII = /[^\x00-\x7f]/
 
 /** Makes the reply's headers what they were before. */
 export function resetHeaders (reply: FastifyReply, before: Record<string, unknown>): void {

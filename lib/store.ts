@@ -52,10 +52,11 @@ export interface Outcome {
   fingerprint: string
   status: number
   replayable: boolean
-  /** Lower-case names; a header sent on several lines has several values. */
+  /** Lower-case names, latin1 values (RFC 9110, section 5.5); a header sent on several lines has several. */
   headers: Array<[name: string, value: string | string[]]>
-  /** A string stands for its UTF-8 bytes; it must come back as a string, and a Buffer as a Buffer. */
-  body: string | Buffer
+  body: Buffer
+  /** The payload was a string: hooks that see a replay see one again. */
+  text: boolean
 }
 
 export interface Entry {

@@ -17,7 +17,7 @@ type Done = (error?: Error) => void
 
 /** Key, scope, claim: takes the key for this request, or learns who has it. */
 export function take (core: Core, exchange: Exchange, done: Done): void {
-  const { request, reply, route } = exchange
+  const { request, route } = exchange
   exchange.taken = true
   keyOf(core, exchange, (error, key) => {
     if (error instanceof IdempotencyError) return stop(core, exchange, error, done)
@@ -39,7 +39,6 @@ export function take (core: Core, exchange: Exchange, done: Done): void {
     whenReady(scope, (error, scope) => {
       if (error !== null) return done(error as Error)
       exchange.storeKey = storeKey(core.config.prefix, scope, key)
-      exchange.headersBefore = { ...reply.getHeaders() }
       claim(core, exchange, done)
     })
   })
@@ -114,6 +113,7 @@ function hold (core: Core, exchange: Exchange, claim: Claim, sent: number): void
   exchange.attempt = claim.attempt
   if (claim.outcome !== 'acquired') return
   exchange.holding = true
+  exchange.headersBefore = exchange.reply.getHeaders()
   exchange.renewedAt = exchange.confirmedAt = sent
   core.leases.add(exchange)
   settleOnClose(core, exchange)

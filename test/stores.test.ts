@@ -7,7 +7,7 @@ import { redisClient, serversOf, stopRedis } from './fixtures/app.ts'
 t.teardown(stopRedis)
 const token = 'a'.repeat(36)
 const claim = { token, lease: 10_000, ttl: 60_000, takeover: true }
-const outcome: Outcome = { fingerprint: 'f', status: 200, replayable: true, headers: [], body: 'x'.repeat(1_000) }
+const outcome: Outcome = { fingerprint: 'f', status: 200, replayable: true, headers: [], body: Buffer.alloc(1_000, 'x'), text: true }
 
 async function flushScripts (client: Awaited<ReturnType<typeof redisClient>>): Promise<void> {
   await Promise.all(serversOf(client).map(async server => await server.script('FLUSH')))
@@ -57,7 +57,7 @@ t.test('G14: MemoryStore gives expired records back while others are written', a
   now = 100
   for (let i = 0; i < 40; i++) {
     store.claim(`late${i}`, { ...claim, lease: 1, ttl: 1 })
-    store.complete(`late${i}`, token, { ...outcome, body: '' }, 1)
+    store.complete(`late${i}`, token, { ...outcome, body: Buffer.alloc(0) }, 1)
     now += 5
   }
   t.ok(store.bytes < full / 10, `${store.bytes} of ${full} bytes are left`)
@@ -134,20 +134,19 @@ t.test('a record of an unknown version is an error that says so, never a replay'
 })
 
 t.test('G13: any outcome comes back from its binary form as it was', async t => {
-  const text = fc.string({ unit: 'grapheme' })
+  // What Node.js lets into a header: field names in lower case, latin1 values without control characters.
+  const name = fc.string({ unit: fc.constantFrom(...'abcxyz019-_.'), minLength: 1 })
+  const value = fc.string({ unit: fc.constantFrom(...'aZ0 :;=",\t\xe9\xff') })
   fc.assert(fc.property(
     fc.record({
       fingerprint: fc.string({ unit: fc.constantFrom(...'abcXYZ019-_.') }),
       status: fc.integer({ min: 200, max: 599 }),
       replayable: fc.boolean(),
-      headers: fc.array(fc.tuple(text, fc.oneof(text, fc.array(text)))),
-      body: fc.oneof(text, fc.uint8Array().map(bytes => Buffer.from(bytes)))
+      headers: fc.uniqueArray(fc.tuple(name, fc.oneof(value, fc.array(value, { minLength: 2 }))), { selector: ([name]) => name }),
+      body: fc.uint8Array().map(bytes => Buffer.from(bytes)),
+      text: fc.boolean()
     }),
-    outcome => {
-      const decoded = decodeOutcome(encodeOutcome(outcome))
-      t.match({ ...decoded, body: '' }, { ...outcome, body: '' })
-      return typeof decoded.body === typeof outcome.body && Buffer.from(outcome.body as string).equals(Buffer.from(decoded.body as string))
-    }), { numRuns: 300 })
+    outcome => t.strictSame(decodeOutcome(encodeOutcome(outcome)), { ...outcome })), { numRuns: 300 })
 })
 
 t.test('a client of another shape is refused with what is needed', async t => {

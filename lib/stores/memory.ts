@@ -1,31 +1,42 @@
 import type { Claim, ClaimRequest, Entry, Outcome, Store } from '../store.ts'
+import { Log } from './log.ts'
+import { decodeOutcome, encodeOutcome } from './record.ts'
 
 export interface MemoryStoreOptions {
-  /** Bytes that completed responses may take, their overhead included. Default 67,108,864 (64 MiB). */
+  /** Bytes that ended keys may take, completed or freed, their overhead included. Default 67,108,864 (64 MiB). */
   maxBytes?: number
   /** The clock, ms since the epoch. Default: one that does not jump when the system's is set. */
   now?: () => number
 }
 
 interface Held { token: string, attempt: number, since: number, leaseUntil: number, until: number, fingerprint: string }
-interface Ended { token: string, attempt: number, since: number, until: number, bytes: number, result: Outcome | undefined }
 
-/** What a record costs beside its headers and body: map entry, key, token, fingerprint, objects. */
-const RECORD_BYTES = 400
+/** An ended key in its log: since f64 | until f64 | attempt u32 | token length u16 | token | the kept outcome, if there is one. */
+const HEAD = 22
+const sinceOf = (ended: Buffer): number => ended.readDoubleBE(0)
+const untilOf = (ended: Buffer): number => ended.readDoubleBE(8)
+const attemptOf = (ended: Buffer): number => ended.readUInt32BE(16)
+const outcomeAt = (ended: Buffer): number => HEAD + ended.readUInt16BE(20)
+const tokenOf = (ended: Buffer): string => ended.toString('utf8', HEAD, outcomeAt(ended))
+const resultOf = (ended: Buffer): Outcome | undefined => ended.length === outcomeAt(ended) ? undefined : decodeOutcome(ended.subarray(outcomeAt(ended)))
+
 const SWEEP_STEPS = 4
+const DEAD_CHECK_MS = 10_000
 
 /**
  * Keeps everything in this process. Held keys are never dropped; ended ones (completed or
  * freed) are dropped oldest first once they take more than `maxBytes`.
+ *
+ * Held keys are objects. Ended ones are bytes, in one log for each ttl: what was written
+ * first ends first.
  */
 export class MemoryStore implements Store {
   readonly #maxBytes: number
   readonly #now: () => number
   readonly #held = new Map<string, Held>()
-  readonly #ended = new Map<string, Ended>()
+  readonly #logs = new Map<number, Log>()
   readonly #watchers = new Map<string, Set<() => void>>()
-  #bytes = 0
-  #sweeper: Iterator<[string, Ended]> = this.#ended.entries()
+  #deadCheckAt = 0
 
   /** @throws {TypeError} when `maxBytes` is not a positive number. */
   constructor (options: MemoryStoreOptions = {}) {
@@ -39,7 +50,9 @@ export class MemoryStore implements Store {
 
   /** Bytes that ended keys take now, as counted against `maxBytes`. */
   get bytes (): number {
-    return this.#bytes
+    let bytes = 0
+    for (const log of this.#logs.values()) bytes += log.bytes
+    return bytes
   }
 
   claim (key: string, { token, lease, ttl, takeover }: ClaimRequest): Claim {
@@ -57,13 +70,14 @@ export class MemoryStore implements Store {
       attempt = held.attempt + 1
       takenOver = true
     }
-    const ended = this.#ended.get(key)
+    const ended = this.#ended(key)
     if (ended !== undefined) {
-      if (ended.until > now) {
-        if (ended.result !== undefined) return { outcome: 'completed', attempt: ended.attempt, result: ended.result }
-        attempt = ended.attempt + 1
+      if (untilOf(ended) > now) {
+        const result = resultOf(ended)
+        if (result !== undefined) return { outcome: 'completed', attempt: attemptOf(ended), result }
+        attempt = attemptOf(ended) + 1
       }
-      this.#drop(key, ended)
+      this.#forget(key)
     }
     this.#held.set(key, { token, attempt, since: now, leaseUntil: now + lease, until: now + lease + ttl, fingerprint: '' })
     return { outcome: 'acquired', attempt, takeover: takenOver }
@@ -80,7 +94,7 @@ export class MemoryStore implements Store {
   }
 
   complete (key: string, token: string, outcome: Outcome, ttl: number): boolean {
-    return this.#end(key, token, ttl, { ...outcome, body: owned(outcome.body) }, true)
+    return this.#end(key, token, ttl, outcome, true)
   }
 
   release (key: string, token: string, ttl: number, executed: boolean): boolean {
@@ -105,37 +119,64 @@ export class MemoryStore implements Store {
     if (held !== undefined && held.until > now) {
       return { state: 'held', attempt: held.attempt, since: held.since, until: held.leaseUntil, result: undefined }
     }
-    const ended = this.#ended.get(key)
-    if (ended === undefined || ended.until <= now) return undefined
-    const { attempt, since, until, result } = ended
-    return { state: result === undefined ? 'freed' : 'completed', attempt, since, until, result }
+    const ended = this.#ended(key)
+    if (ended === undefined || untilOf(ended) <= now) return undefined
+    const result = resultOf(ended)
+    return { state: result === undefined ? 'freed' : 'completed', attempt: attemptOf(ended), since: sinceOf(ended), until: untilOf(ended), result }
   }
 
   remove (key: string): boolean {
     const known = this.read(key) !== undefined
     this.#held.delete(key)
-    const ended = this.#ended.get(key)
-    if (ended !== undefined) this.#drop(key, ended)
+    this.#forget(key)
     this.#wake(key)
     return known
   }
 
-  #end (key: string, token: string, ttl: number, result: Outcome | undefined, executed: boolean): boolean {
-    const replaced = this.#ended.get(key)
-    const before = this.#held.get(key) ?? replaced
-    if (before === undefined || before.token !== token) return false
+  #end (key: string, token: string, ttl: number, outcome: Outcome | undefined, executed: boolean): boolean {
+    const held = this.#held.get(key)
+    const ended = held === undefined ? this.#ended(key) : undefined
+    if ((held?.token ?? (ended && tokenOf(ended))) !== token) return false
     // A step that is repeated must not count twice.
-    if (before === replaced && result === undefined && replaced.result === undefined) return true
+    if (ended !== undefined && outcome === undefined && resultOf(ended) === undefined) return true
+    const attempt = held?.attempt ?? attemptOf(ended as Buffer)
     this.#held.delete(key)
-    if (replaced !== undefined) this.#drop(key, replaced)
+    if (ended !== undefined) this.#forget(key)
     const now = this.#now()
-    const attempt = executed ? before.attempt : before.attempt - 1
-    const bytes = RECORD_BYTES + (result === undefined ? 0 : sizeOf(result))
-    this.#ended.set(key, { token, attempt, since: now, until: now + ttl, bytes, result })
-    this.#bytes += bytes
+    this.#append(key, ttl, token, now, executed ? attempt : attempt - 1, outcome)
     this.#sweep(now)
     this.#wake(key)
     return true
+  }
+
+  #append (key: string, ttl: number, token: string, now: number, attempt: number, outcome: Outcome | undefined): void {
+    let log = this.#logs.get(ttl)
+    if (log === undefined) this.#logs.set(ttl, log = new Log())
+    const to = log
+    const tokenLength = Buffer.byteLength(token)
+    const allocate = (length: number): Buffer => {
+      const bytes = to.append(key, HEAD + tokenLength + length)
+      bytes.writeDoubleBE(now, 0)
+      bytes.writeDoubleBE(now + ttl, 8)
+      bytes.writeUInt32BE(attempt, 16)
+      bytes.writeUInt16BE(tokenLength, 20)
+      bytes.write(token, HEAD)
+      return bytes.subarray(HEAD + tokenLength)
+    }
+    if (outcome === undefined) allocate(0)
+    else encodeOutcome(outcome, allocate)
+  }
+
+  #ended (key: string): Buffer | undefined {
+    for (const log of this.#logs.values()) {
+      const found = log.find(key)
+      if (found !== undefined) return found
+    }
+    return undefined
+  }
+
+  #forget (key: string): void {
+    for (const log of this.#logs.values()) log.delete(key)
   }
 
   #wake (key: string): void {
@@ -147,44 +188,42 @@ export class MemoryStore implements Store {
 
   /** A few steps per write reach every expired record in time, without a timer or a pause. */
   #sweep (now: number): void {
-    for (let step = 0; step < SWEEP_STEPS; step++) {
-      const next = this.#sweeper.next()
-      if (next.done === true) {
-        this.#sweeper = this.#ended.entries()
-        break
+    let bytes = 0
+    for (const log of this.#logs.values()) {
+      for (let step = 0; step < SWEEP_STEPS; step++) {
+        const oldest = log.oldest()
+        if (oldest === undefined || untilOf(oldest) > now) break
+        log.dropOldest()
       }
-      if (next.value[1].until <= now) this.#drop(...next.value)
+      bytes += log.bytes
     }
-    for (const [key, entry] of this.#ended) {
-      if (this.#bytes <= this.#maxBytes) break
-      this.#drop(key, entry)
-    }
-    // A dead holder's record outlives its lease by the ttl; the oldest stand first.
-    for (const [key, held] of this.#held) {
-      if (held.until > now) break
-      this.#held.delete(key)
+    if (bytes > this.#maxBytes) this.#evict()
+    if (now >= this.#deadCheckAt) this.#forgetDead(now)
+  }
+
+  #evict (): void {
+    while (this.bytes > this.#maxBytes) {
+      let log: Log | undefined
+      let since = Infinity
+      for (const each of this.#logs.values()) {
+        const oldest = each.oldest()
+        if (oldest === undefined || sinceOf(oldest) >= since) continue
+        since = sinceOf(oldest)
+        log = each
+      }
+      log?.dropOldest()
     }
   }
 
-  #drop (key: string, entry: Ended): void {
-    if (this.#ended.delete(key)) this.#bytes -= entry.bytes
+  /** A dead holder's record outlives its lease by the ttl. */
+  #forgetDead (now: number): void {
+    this.#deadCheckAt = now + DEAD_CHECK_MS
+    for (const [key, held] of this.#held) {
+      if (held.until <= now) this.#held.delete(key)
+    }
   }
 }
 
 function steadyNow (): number {
   return performance.timeOrigin + performance.now()
-}
-
-/** A slice would keep the whole pool or request buffer that it was cut from in memory. */
-function owned (body: string | Buffer): string | Buffer {
-  if (typeof body === 'string') return body
-  const copy = Buffer.allocUnsafeSlow(body.length)
-  body.copy(copy)
-  return copy
-}
-
-function sizeOf (result: Outcome): number {
-  let bytes = typeof result.body === 'string' ? Buffer.byteLength(result.body) : result.body.length
-  for (const [name, value] of result.headers) bytes += 64 + name.length + (typeof value === 'string' ? value.length : value.join().length)
-  return bytes
 }

@@ -4,46 +4,73 @@ import type { Outcome } from '../store.ts'
  * The binary form of an `Outcome`, for stores that keep bytes:
  *
  *     version u8 | flags u8 | status u16 | fingerprint length u16 | headers length u32 |
- *     fingerprint | headers as JSON | body to the end
+ *     fingerprint | header lines | body to the end
+ *
+ * The header is what HTTP/1.1 sends: `name: value`, each line ended by CR LF, in latin1
+ * (RFC 9112, section 5; Node.js refuses a value with other characters).
  */
 const VERSION = 1
 const HEAD = 10
 const REPLAYABLE = 1
-/** The body was a string: Node.js encodes header values by the type of the body that follows them. */
 const TEXT = 2
 
-/** Encodes a kept outcome; `decodeOutcome` is its inverse. */
-export function encodeOutcome (outcome: Outcome): Buffer {
-  const headers = JSON.stringify(outcome.headers)
-  const headersLength = Buffer.byteLength(headers)
-  const bodyLength = typeof outcome.body === 'string' ? Buffer.byteLength(outcome.body) : outcome.body.length
-  const bytes = Buffer.allocUnsafe(HEAD + outcome.fingerprint.length + headersLength + bodyLength)
-  bytes.writeUInt8(VERSION, 0)
-  bytes.writeUInt8((outcome.replayable ? REPLAYABLE : 0) | (typeof outcome.body === 'string' ? TEXT : 0), 1)
+/** Encodes a kept outcome into what `allocate` gives; `decodeOutcome` is its inverse. */
+export function encodeOutcome (outcome: Outcome, allocate: (length: number) => Buffer = Buffer.allocUnsafe): Buffer {
+  const { fingerprint, body } = outcome
+  const head = fingerprint + linesOf(outcome.headers)
+  const bytes = allocate(HEAD + head.length + body.length)
+  bytes[0] = VERSION
+  bytes[1] = (outcome.replayable ? REPLAYABLE : 0) | (outcome.text ? TEXT : 0)
   bytes.writeUInt16BE(outcome.status, 2)
-  bytes.writeUInt16BE(outcome.fingerprint.length, 4)
-  bytes.writeUInt32BE(headersLength, 6)
-  let offset = HEAD
-  offset += bytes.write(outcome.fingerprint, offset, 'latin1')
-  offset += bytes.write(headers, offset)
-  if (typeof outcome.body === 'string') bytes.write(outcome.body, offset)
-  else outcome.body.copy(bytes, offset)
+  bytes.writeUInt16BE(fingerprint.length, 4)
+  bytes.writeUInt32BE(head.length - fingerprint.length, 6)
+  bytes.write(head, HEAD, 'latin1')
+  body.copy(bytes, HEAD + head.length)
   return bytes
 }
 
-/** @throws {Error} when the record was written by an unknown version, or is not one at all. */
+/**
+ * The body is a part of `bytes`, not a copy.
+ * @throws {Error} when the record was written by an unknown version, or is not one at all.
+ */
 export function decodeOutcome (bytes: Buffer): Outcome {
   if (bytes.length < HEAD || bytes[0] !== VERSION) {
     throw new Error(`The kept response has the unknown record version ${bytes[0] ?? 'none'}; this release reads version ${VERSION}. Remove the key, or let it expire, before mixing releases.`)
   }
-  const flags = bytes.readUInt8(1)
+  const flags = bytes[1] as number
   const headersAt = HEAD + bytes.readUInt16BE(4)
   const bodyAt = headersAt + bytes.readUInt32BE(6)
   return {
     fingerprint: bytes.toString('latin1', HEAD, headersAt),
     status: bytes.readUInt16BE(2),
     replayable: (flags & REPLAYABLE) !== 0,
-    headers: JSON.parse(bytes.toString('utf8', headersAt, bodyAt)) as Outcome['headers'],
-    body: (flags & TEXT) !== 0 ? bytes.toString('utf8', bodyAt) : bytes.subarray(bodyAt)
+    headers: headersOf(bytes.toString('latin1', headersAt, bodyAt)),
+    body: bytes.subarray(bodyAt),
+    text: (flags & TEXT) !== 0
   }
+}
+
+/** A header with several values has several lines. */
+function linesOf (headers: Outcome['headers']): string {
+  let lines = ''
+  for (const [name, value] of headers) {
+    if (typeof value === 'string') lines += `${name}: ${value}\r\n`
+    else for (const one of value) lines += `${name}: ${one}\r\n`
+  }
+  return lines
+}
+
+function headersOf (lines: string): Outcome['headers'] {
+  const headers: Outcome['headers'] = []
+  for (let start = 0, end; start < lines.length; start = end + 2) {
+    const colon = lines.indexOf(':', start)
+    end = lines.indexOf('\r\n', colon)
+    const name = lines.slice(start, colon)
+    const value = lines.slice(colon + 2, end)
+    const last = headers.at(-1)
+    if (last === undefined || last[0] !== name) headers.push([name, value])
+    else if (typeof last[1] === 'string') last[1] = [last[1], value]
+    else last[1].push(value)
+  }
+  return headers
 }
