@@ -59,7 +59,11 @@ export function attachToRoute (core: Core, declared: FastifyRoute): void {
   // What is kept is uncompressed: each client gets an encoding that it accepts.
   const own = [declared.onSend ?? []].flat()
   let final: boolean | undefined
-  const keeping = onSend(core, false, () => final ??= [declared.onSend].flat().at(-1) === keeping)
+  const isFinal = (): boolean => {
+    final ??= [declared.onSend].flat().at(-1) === keeping
+    return final
+  }
+  const keeping = onSend(core, false, isFinal)
   declared.onSend = core.compressed ? [keeping, ...own] : [...own, keeping]
   declared.handler = watchHandler(core, declared.handler)
 }

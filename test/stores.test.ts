@@ -159,7 +159,7 @@ t.test('a client of another shape is refused with what is needed', async t => {
 t.test('G10: RedisStore says why a write counts too few replicas', async t => {
   const results: Array<Array<[Error | null, unknown]>> = []
   const client: RedisClient = {
-    callBuffer: async () => [Buffer.from('a'), 1, 0],
+    callBuffer: async () => Buffer.from('a\0\0\0\x01'),
     pipeline: () => ({ exec: async () => results.shift() ?? null })
   }
   const store = new RedisStore(client, { minReplicas: 1, replicaTimeout: 50 })

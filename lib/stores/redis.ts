@@ -1,10 +1,13 @@
 import { createHash } from 'node:crypto'
 import type { Claim, ClaimRequest, Entry, Outcome, Store } from '../store.ts'
+import { TurnCork, type Corkable } from './cork.ts'
 import { decodeOutcome, encodeOutcome } from './record.ts'
 
 /** The part of a client that is used: ioredis 5 and 6 (`Redis` or `Cluster`) and iovalkey fit. */
 export interface RedisClient {
   callBuffer (command: string, ...args: Argument[]): Promise<unknown>
+  /** The socket, where the client has just one: the commands of one turn of the event loop are sent in one write. */
+  stream?: unknown
   /** For `minReplicas` only. */
   pipeline? (commands: Array<[name: string, ...args: Argument[]]>): { exec (): Promise<Array<[error: Error | null, result: unknown]> | null> }
 }
@@ -28,6 +31,7 @@ export interface RedisStoreOptions {
  */
 const HEAD = 58
 const VERSION = 1
+const LETTER = { h: 104, x: 120, t: 116 }
 const UNKNOWN_VERSION = 'IDEMPOTENCY_VERSION'
 
 const PRELUDE = `
@@ -56,25 +60,28 @@ const script = (body: string): Script => {
   return { source, sha: createHash('sha1').update(source).digest('hex') }
 }
 
-// ARGV: token, lease, ttl, takeover
+// ARGV: token, lease, ttl, takeover. Answers one string: a completed key's record as it is, which
+// begins with its version; else a letter, the attempt u32, and the fingerprint of who holds it.
 const CLAIM = script(`
+if state == 'c' then return record end
+local function answer (letter, attempt, rest) return letter .. struct.pack('>I4', attempt) .. rest end
 local at = now()
-local count, took = 1, 0
+local count, letter = 1, 'a'
 if record then
-  if state == 'c' then return {'c', attempt, string.sub(record, ${HEAD + 1})} end
+  local payload = string.sub(record, ${HEAD + 1})
   if state == 'h' then
     if token == ARGV[1] then
-      put(KEYS[1], 'h', at + ARGV[2], attempt, since, token, string.sub(record, ${HEAD + 1}), ARGV[2] + ARGV[3])
-      return {'a', attempt, 0}
+      put(KEYS[1], 'h', at + ARGV[2], attempt, since, token, payload, ARGV[2] + ARGV[3])
+      return answer('a', attempt, '')
     end
-    if lease > at then return {'h', attempt, string.sub(record, ${HEAD + 1})} end
-    if ARGV[4] == '0' then return {'x', attempt, string.sub(record, ${HEAD + 1})} end
-    took = 1
+    if lease > at then return answer('h', attempt, payload) end
+    if ARGV[4] == '0' then return answer('x', attempt, payload) end
+    letter = 't'
   end
   count = attempt + 1
 end
 put(KEYS[1], 'h', at + ARGV[2], count, at, ARGV[1], '', ARGV[2] + ARGV[3])
-return {'a', count, took}
+return answer(letter, count, '')
 `)
 
 // ARGV: token, lease, ttl, fingerprint
@@ -115,6 +122,7 @@ export class RedisStore implements Store {
   readonly #client: RedisClient
   readonly #minReplicas: number
   readonly #replicaTimeout: number
+  readonly #cork = new TurnCork()
 
   /** @throws {TypeError} when `client` is not an ioredis-compatible client, or an option is not a whole number. */
   constructor (client: RedisClient, { minReplicas = 0, replicaTimeout = 500 }: RedisStoreOptions = {}) {
@@ -132,36 +140,27 @@ export class RedisStore implements Store {
     this.#replicaTimeout = replicaTimeout
   }
 
-  async claim (key: string, { token, lease, ttl, takeover }: ClaimRequest): Promise<Claim> {
-    const [state, attempt, rest] = await this.#run(CLAIM, key, token, lease, ttl, takeover ? 1 : 0) as [Buffer, number, Buffer | number]
-    switch (String(state)) {
-      case 'a':
-        await this.#replicated(key, token, 'h')
-        return { outcome: 'acquired', attempt, takeover: rest === 1 }
-      case 'h': return { outcome: 'held', attempt, fingerprint: String(rest) }
-      case 'x': return { outcome: 'abandoned', attempt, fingerprint: String(rest) }
-      default: return { outcome: 'completed', attempt, result: decodeOutcome(rest as Buffer) }
-    }
+  claim (key: string, { token, lease, ttl, takeover }: ClaimRequest): Promise<Claim> {
+    return this.#run(CLAIM, key, [token, lease, ttl, takeover ? 1 : 0], reply => {
+      const found = claimOf(reply as Buffer)
+      return this.#minReplicas === 0 || found.outcome !== 'acquired' ? found : this.#replicated(key, token, 'h').then(() => found)
+    })
   }
 
-  async renew (key: string, token: string, lease: number, ttl: number, fingerprint: string): Promise<boolean> {
-    if (await this.#run(RENEW, key, token, lease, ttl, fingerprint) !== 1) return false
-    await this.#replicated(key, token, 'h')
-    return true
+  renew (key: string, token: string, lease: number, ttl: number, fingerprint: string): Promise<boolean> {
+    return this.#run(RENEW, key, [token, lease, ttl, fingerprint], reply => this.#accepted(reply, key, token, 'h'))
   }
 
-  async complete (key: string, token: string, outcome: Outcome, ttl: number): Promise<boolean> {
-    if (await this.#run(END, key, token, ttl, 'c', encodeOutcome(outcome), 1) !== 1) return false
-    await this.#replicated(key, token, 'c')
-    return true
+  complete (key: string, token: string, outcome: Outcome, ttl: number): Promise<boolean> {
+    return this.#run(END, key, [token, ttl, 'c', encodeOutcome(outcome), 1], reply => this.#accepted(reply, key, token, 'c'))
   }
 
-  async release (key: string, token: string, ttl: number, executed: boolean): Promise<boolean> {
-    return await this.#run(END, key, token, ttl, 'f', '', executed ? 1 : 0) === 1
+  release (key: string, token: string, ttl: number, executed: boolean): Promise<boolean> {
+    return this.#run(END, key, [token, ttl, 'f', '', executed ? 1 : 0], reply => reply === 1)
   }
 
   async read (key: string): Promise<Entry | undefined> {
-    const found = await this.#run(READ, key) as [Buffer, Buffer, Buffer] | null
+    const found = await this.#run(READ, key, [], reply => reply as [Buffer, Buffer, Buffer] | null)
     if (found === null) return undefined
     const [head, payload, until] = found
     const state = ({ h: 'held', f: 'freed', c: 'completed' } as const)[String.fromCharCode(head.readUInt8(1)) as 'h' | 'f' | 'c']
@@ -179,13 +178,17 @@ export class RedisStore implements Store {
   }
 
   /** EVALSHA, and EVAL where the server does not know the script (first use, SCRIPT FLUSH, failover). */
-  async #run ({ sha, source }: Script, key: string, ...args: Argument[]): Promise<unknown> {
-    try {
-      return await this.#client.callBuffer('EVALSHA', sha, 1, key, ...args)
-    } catch (error) {
+  #run<T> ({ sha, source }: Script, key: string, args: Argument[], read: (reply: unknown) => T | Promise<T>): Promise<T> {
+    this.#cork.cork(streamOf(this.#client))
+    return this.#client.callBuffer('EVALSHA', sha, 1, key, ...args).then(read, (error: unknown) => {
       if (!String(error).includes('NOSCRIPT')) throw explain(error)
-    }
-    return await this.#client.callBuffer('EVAL', source, 1, key, ...args).catch((error: unknown) => { throw explain(error) })
+      return this.#client.callBuffer('EVAL', source, 1, key, ...args).then(read, error => { throw explain(error) })
+    })
+  }
+
+  #accepted (reply: unknown, key: string, token: string, state: 'h' | 'c'): boolean | Promise<boolean> {
+    if (reply !== 1 || this.#minReplicas === 0) return reply === 1
+    return this.#replicated(key, token, state).then(() => true)
   }
 
   /**
@@ -194,7 +197,6 @@ export class RedisStore implements Store {
    * writes. The touch is a write, and finds out whether the record is still there.
    */
   async #replicated (key: string, token: string, state: 'h' | 'c'): Promise<void> {
-    if (this.#minReplicas === 0) return
     const { pipeline } = this.#client as Required<RedisClient>
     const results = await pipeline.call(this.#client, [
       ['callBuffer', 'EVAL', TOUCH.source, 1, key, token, state],
@@ -204,6 +206,21 @@ export class RedisStore implements Store {
     if (touched === 1 && Number(acknowledged) >= this.#minReplicas) return
     throw new Error(`${String(acknowledged ?? 0)} of ${this.#minReplicas} replicas have the write after ${this.#replicaTimeout} ms`, { cause: error ?? waitError })
   }
+}
+
+function claimOf (reply: Buffer): Claim {
+  if (reply[0] === VERSION) return { outcome: 'completed', attempt: reply.readUInt32BE(10), result: decodeOutcome(reply.subarray(HEAD)) }
+  const attempt = reply.readUInt32BE(1)
+  switch (reply[0]) {
+    case LETTER.h: return { outcome: 'held', attempt, fingerprint: reply.toString('latin1', 5) }
+    case LETTER.x: return { outcome: 'abandoned', attempt, fingerprint: reply.toString('latin1', 5) }
+    default: return { outcome: 'acquired', attempt, takeover: reply[0] === LETTER.t }
+  }
+}
+
+/** A Cluster has no socket of its own: each command goes its client's usual way. */
+function streamOf ({ stream }: RedisClient): Corkable | undefined {
+  return typeof (stream as Partial<Corkable> | null | undefined)?.cork === 'function' ? stream as Corkable : undefined
 }
 
 function explain (error: unknown): unknown {
