@@ -35,6 +35,7 @@ export class Exchange implements RequestIdempotency {
   readonly unseen: boolean
   readonly token = randomUUID()
   storeKey = ''
+  next: Exchange | undefined
   claim: Claim | undefined
   /** A claim was asked for: the key has been read and is valid. */
   taken = false
@@ -55,6 +56,9 @@ export class Exchange implements RequestIdempotency {
   /** The handler gave its reply to somebody who calls `reply.send` later. */
   delegated = false
   sendCalled = false
+  /** The reply's own methods, while ours stand in their place. */
+  send!: FastifyReply['send']
+  then!: FastifyReply['then']
   /** A reply is in our onSend and has not left it. */
   passing = false
   /** Nobody but Fastify sees the reply's payload after our onSend. */

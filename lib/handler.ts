@@ -23,25 +23,35 @@ export function watchHandler (core: Core, handler: RouteHandlerMethod): RouteHan
 export function watchReply (core: Core, exchange: Exchange): void {
   const { reply } = exchange
   exchange.handler = 'running'
-  const send = reply.send
-  const then = reply.then
-  reply.send = function (this: FastifyReply, payload?: unknown) {
-    if (isTimeout(payload)) {
-      exchange.timedOut = true
-    } else if (!exchange.timedOut) {
-      exchange.sendCalled = true
-    } else if (this.sent && exchange.handler === 'running') {
-      // The late reply of a handler that was answered for is all that is heard of its end.
-      exchange.sendCalled = true
-      if (payload instanceof Error) handlerFailed(core, exchange)
-      else handlerEnded(core, exchange, payload)
+  exchange.send = reply.send
+  exchange.then = reply.then
+  reply.send = core.watched.send
+  reply.then = core.watched.then
+}
+
+/** What replaces a reply's methods; the same functions for all, since V8 promotes objects that each have their own. */
+export function watchedMethods (core: () => Core): Pick<FastifyReply, 'send' | 'then'> {
+  return {
+    send (this: FastifyReply, payload?: unknown) {
+      const exchange = this.request.idempotency as Exchange
+      if (isTimeout(payload)) {
+        exchange.timedOut = true
+      } else if (!exchange.timedOut) {
+        exchange.sendCalled = true
+      } else if (this.sent && exchange.handler === 'running') {
+        // The late reply of a handler that was answered for is all that is heard of its end.
+        exchange.sendCalled = true
+        if (payload instanceof Error) handlerFailed(core(), exchange)
+        else handlerEnded(core(), exchange, payload)
+      }
+      return exchange.send.call(this, payload)
+    },
+    then (this: FastifyReply, fulfilled, rejected) {
+      const exchange = this.request.idempotency as Exchange
+      exchange.delegated = true
+      return exchange.then.call(this, fulfilled, rejected)
     }
-    return send.call(this, payload)
-  } as FastifyReply['send']
-  reply.then = function (this: FastifyReply, fulfilled, rejected) {
-    exchange.delegated = true
-    return then.call(this, fulfilled, rejected)
-  }
+  } as Pick<FastifyReply, 'send' | 'then'>
 }
 
 export function watchPromise (core: Core, exchange: Exchange, result: PromiseLike<unknown>): void {

@@ -5,6 +5,7 @@ import { Backlog } from './backlog.ts'
 import type { Core } from './core.ts'
 import { bounded } from './deadline.ts'
 import type { RequestIdempotency } from './exchange.ts'
+import { watchedMethods } from './handler.ts'
 import { Leases } from './leases.ts'
 import { createOperator, type Operator } from './operator.ts'
 import { parseOptions, type Config, type FastifyIdempotencyOptions, type IdempotencyRouteOptions } from './options.ts'
@@ -32,7 +33,7 @@ async function plugin (instance: FastifyInstance, options: FastifyIdempotencyOpt
   const store = chooseStore(instance, config)
   const way = bounded(config.storeTimeout)
   const keeping = { store, bounded: way, leases: new Leases(store, way) }
-  const core: Core = { ...keeping, config, backlog: new Backlog(keeping), compressed: instance.hasPlugin('@fastify/compress') }
+  const core: Core = { ...keeping, config, backlog: new Backlog(keeping), watched: watchedMethods(() => core), compressed: instance.hasPlugin('@fastify/compress') }
 
   instance.decorate('idempotency', createOperator(core))
   instance.decorateRequest('idempotency', null)

@@ -1,6 +1,7 @@
 import type { Bounded } from './deadline.ts'
 import { publish } from './events.ts'
 import { isOverdue, knownFingerprint, type Exchange } from './exchange.ts'
+import { KeyTable } from './key-table.ts'
 import type { Store } from './store.ts'
 
 /** A request that is over by then, or within a third of its lease, costs the store no renewal. */
@@ -14,7 +15,7 @@ const TELL_MS = 500
 export class Leases {
   readonly #store: Store
   readonly #bounded: Bounded
-  readonly #held = new Set<Exchange>()
+  readonly #held = new KeyTable<Exchange>()
   readonly #idle: Array<() => void> = []
   #timer: NodeJS.Timeout | undefined
   #period = Infinity
@@ -45,10 +46,8 @@ export class Leases {
 
   /** The fingerprint of the request that holds a key in this process, where it is known; else ''. */
   fingerprintOf (storeKey: string): string {
-    for (const exchange of this.#held) {
-      if (exchange.storeKey === storeKey && !exchange.lost) return knownFingerprint(exchange)
-    }
-    return ''
+    const exchange = this.#held.get(storeKey)
+    return exchange === undefined || exchange.lost ? '' : knownFingerprint(exchange)
   }
 
   /** Settles once what still runs has ended. The process stays alive until then. */
@@ -58,8 +57,9 @@ export class Leases {
   }
 
   #isIdle (): boolean {
-    for (const { retrying } of this.#held) if (!retrying) return false
-    return true
+    let idle = true
+    this.#held.forEach(({ retrying }) => { idle &&= retrying })
+    return idle
   }
 
   stop (): void {
@@ -71,11 +71,11 @@ export class Leases {
   #renewDue (): void {
     if (this.#held.size === 0) return this.stop()
     const now = performance.now()
-    for (const exchange of this.#held) {
+    this.#held.forEach(exchange => {
       const { route: { lease }, body, told, renewedAt } = exchange
       if (isOverdue(exchange, now)) loseLease(exchange)
       if (now - renewedAt >= Math.min(lease / 3, !told && body.whole ? TELL_MS : Infinity)) this.#renewHeld(exchange, now)
-    }
+    })
   }
 
   /** Sends one renewal, which also tells the fingerprint. */

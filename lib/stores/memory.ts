@@ -1,4 +1,5 @@
 import type { Claim, ClaimRequest, Entry, Outcome, Store } from '../store.ts'
+import { KeyTable } from '../key-table.ts'
 import { Log } from './log.ts'
 import { decodeOutcome, encodeOutcome } from './record.ts'
 
@@ -9,7 +10,7 @@ export interface MemoryStoreOptions {
   now?: () => number
 }
 
-interface Held { token: string, attempt: number, since: number, leaseUntil: number, until: number, fingerprint: string }
+interface Held { storeKey: string, next: Held | undefined, token: string, attempt: number, since: number, leaseUntil: number, until: number, fingerprint: string }
 
 /** An ended key in its log: since f64 | until f64 | attempt u32 | token length u16 | token | the kept outcome, if there is one. */
 const HEAD = 22
@@ -33,7 +34,7 @@ const DEAD_CHECK_MS = 10_000
 export class MemoryStore implements Store {
   readonly #maxBytes: number
   readonly #now: () => number
-  readonly #held = new Map<string, Held>()
+  readonly #held = new KeyTable<Held>()
   readonly #logs = new Map<number, Log>()
   readonly #watchers = new Map<string, Set<() => void>>()
   #deadCheckAt = 0
@@ -79,7 +80,8 @@ export class MemoryStore implements Store {
       }
       this.#forget(key)
     }
-    this.#held.set(key, { token, attempt, since: now, leaseUntil: now + lease, until: now + lease + ttl, fingerprint: '' })
+    if (held !== undefined) this.#held.delete(held)
+    this.#held.add({ storeKey: key, next: undefined, token, attempt, since: now, leaseUntil: now + lease, until: now + lease + ttl, fingerprint: '' })
     return { outcome: 'acquired', attempt, takeover: takenOver }
   }
 
@@ -102,7 +104,7 @@ export class MemoryStore implements Store {
   }
 
   watch (key: string, changed: () => void): () => void {
-    if (!this.#held.has(key)) {
+    if (this.#held.get(key) === undefined) {
       const soon = setImmediate(changed)
       return () => clearImmediate(soon)
     }
@@ -127,7 +129,8 @@ export class MemoryStore implements Store {
 
   remove (key: string): boolean {
     const known = this.read(key) !== undefined
-    this.#held.delete(key)
+    const held = this.#held.get(key)
+    if (held !== undefined) this.#held.delete(held)
     this.#forget(key)
     this.#wake(key)
     return known
@@ -140,8 +143,8 @@ export class MemoryStore implements Store {
     // A step that is repeated must not count twice.
     if (ended !== undefined && outcome === undefined && resultOf(ended) === undefined) return true
     const attempt = held?.attempt ?? attemptOf(ended as Buffer)
-    this.#held.delete(key)
-    if (ended !== undefined) this.#forget(key)
+    if (held !== undefined) this.#held.delete(held)
+    else this.#forget(key)
     const now = this.#now()
     this.#append(key, ttl, token, now, executed ? attempt : attempt - 1, outcome)
     this.#sweep(now)
@@ -218,9 +221,7 @@ export class MemoryStore implements Store {
   /** A dead holder's record outlives its lease by the ttl. */
   #forgetDead (now: number): void {
     this.#deadCheckAt = now + DEAD_CHECK_MS
-    for (const [key, held] of this.#held) {
-      if (held.until <= now) this.#held.delete(key)
-    }
+    this.#held.forEach(held => { if (held.until <= now) this.#held.delete(held) })
   }
 }
 
