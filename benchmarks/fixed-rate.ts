@@ -9,13 +9,14 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { freshKey, SAME_KEY } from './keys.ts'
 import type { Answers, Target } from './load.ts'
 import { sent } from './payloads.ts'
+import { Rejected } from './rejected.ts'
 
 async function send (agent: Agent, { port, path, keys }: Target): Promise<void> {
   await new Promise<void>((resolve, reject) => {
     const key = keys === 'none' ? {} : { 'idempotency-key': keys === 'same' ? SAME_KEY : freshKey() }
     const { type, body } = sent[path]
     request({ agent, port, path, host: '127.0.0.1', method: 'POST', headers: { 'content-type': type, 'content-length': body.length, ...key } }, response => {
-      if (response.statusCode !== 201) reject(new Error(`${path}: status ${String(response.statusCode)} at a fixed rate`))
+      if (response.statusCode !== 201) reject(new Rejected(`${path}: status ${String(response.statusCode)} at a fixed rate`))
       response.resume().on('end', resolve)
     }).on('error', reject).end(body)
   })
@@ -38,8 +39,7 @@ export async function fixedRate (target: Target, rate: number, seconds: number):
     await sleep(1)
   }
   const elapsed = (performance.now() - started) / 1_000
-  await Promise.all(pending)
-  agent.destroy()
-  if (elapsed > seconds * 1.02) throw new Error(`${target.path}: sending took ${elapsed.toFixed(2)} s instead of ${seconds} s; lower the rate`)
+  await Promise.all(pending).finally(() => { agent.destroy() })
+  if (elapsed > seconds * 1.02 + 0.02) throw new Rejected(`${target.path}: sending took ${elapsed.toFixed(2)} s instead of ${seconds} s; lower the rate`)
   return { requests: total, rate: total / elapsed, p50: latency.percentile(50) / 1_000, p99: latency.percentile(99) / 1_000 }
 }

@@ -4,6 +4,7 @@ import autocannon from 'autocannon'
 import type { Keys } from './cases.ts'
 import { freshNumber, KEY_TO_NUMBER, NUMBER, SAME_KEY } from './keys.ts'
 import { sent, type Path } from './payloads.ts'
+import { Rejected } from './rejected.ts'
 
 const CONNECTIONS = 32
 
@@ -57,7 +58,8 @@ export async function fullLoad ({ port, path, keys }: Target, seconds: number): 
   })
   const elapsed = (performance.now() - started) / 1_000
   if (non2xx > 0 || errors > 0 || timeouts > 0) {
-    throw new Error(`${path}: ${non2xx} answers were not 2xx, ${errors} requests failed, ${timeouts} of them timed out`)
+    throw new Rejected(`${path}: ${non2xx} answers were not 2xx, ${errors} requests failed, ${timeouts} of them timed out`)
   }
+  if (elapsed > seconds * 1.5 + 0.2) throw new Rejected(`${path}: ${seconds} s took ${elapsed.toFixed(2)} s`)
   return { requests: requests.total, rate: requests.total / elapsed, p50: latency.percentile(50) / 1_000, p99: latency.percentile(99) / 1_000 }
 }

@@ -2,9 +2,10 @@
 import { cpus } from 'node:os'
 import { isPinned } from './pin.ts'
 import { redisVersion } from './redis.ts'
+import { rejections } from './rejected.ts'
 import { ROUNDS, SECONDS } from './settings.ts'
 
-export interface Machine { cpu: string, cores: number, node: string, redis: string, date: string, pinned: boolean, rounds: number, seconds: number }
+export interface Machine { cpu: string, cores: number, node: string, redis: string, date: string, pinned: boolean, rounds: number, seconds: number, rejected: number }
 
 export async function describeMachine (): Promise<Machine> {
   return {
@@ -15,11 +16,13 @@ export async function describeMachine (): Promise<Machine> {
     date: new Date().toISOString().slice(0, 10),
     pinned: isPinned,
     rounds: ROUNDS,
-    seconds: SECONDS
+    seconds: SECONDS,
+    rejected: rejections()
   }
 }
 
-export const machineText = ({ cpu, cores, node, redis, date, pinned, rounds, seconds }: Machine): string =>
+export const machineText = ({ cpu, cores, node, redis, date, pinned, rounds, seconds, rejected }: Machine): string =>
   `${cpu}, ${cores} cores; Node.js ${node}; ${redis}; ${date}. ` +
   (pinned ? 'The server on one core, the load and Redis on the others. ' : 'Nothing is pinned to a core: taskset is missing or there is one core only. ') +
-  `Medians of ${rounds} interleaved rounds of ${seconds} s; in brackets, the lowest and the highest round.`
+  `Medians of ${rounds} interleaved rounds of ${seconds} s; in brackets, the lowest and the highest round.` +
+  (rejected === 0 ? '' : ` Rejected and measured again, because requests failed or the machine stood still: ${rejected}.`)

@@ -2,10 +2,11 @@
 import type { Case } from './cases.ts'
 import { SAME_KEY } from './keys.ts'
 import { fullLoad, type Answers, type Target } from './load.ts'
+import { emptyRedis } from './redis.ts'
+import { untilAccepted } from './rejected.ts'
 import { startServer, type RunningServer } from './servers.ts'
 import { ROUNDS, SECONDS } from './settings.ts'
 import { spread, type Spread } from './spread.ts'
-import { emptyRedis } from './redis.ts'
 import { post, verify } from './verify.ts'
 
 /** Medians of the rounds. */
@@ -68,9 +69,9 @@ export async function compare (pair: Case): Promise<Comparison | NotMeasured> {
       if (keys === 'same') await post(server.port, path, SAME_KEY)
     }
     const run = async ({ server, runsHandler }: typeof sides[number]): Promise<Sample> =>
-      await sample(server, { port: server.port, path, keys }, SECONDS, runsHandler)
+      await untilAccepted(async () => await sample(server, { port: server.port, path, keys }, SECONDS, runsHandler))
 
-    for (const side of sides) await run(side) // warm-up
+    for (const side of [...sides, ...sides]) await run(side) // warm-up
     for (let round = 0; round < ROUNDS; round++) {
       for (const side of round % 2 === 0 ? sides : [...sides].reverse()) side.samples.push(await run(side))
     }

@@ -39,7 +39,7 @@ export function pairTable (pairs: Case[], results: PairResults): Section<PairRes
   const limited = results.some(result => !('reason' in result) && Math.min(result.anchor.busy, result.case.busy) < BUSY)
   return {
     title: '',
-    notes: limited ? [`(!) The server was busy for less than ${BUSY * 100} % of the time: something else limited the rate. The CPU time per request is the figure to read.`] : [],
+    notes: limited ? [`(!) The server was busy for less than ${BUSY * 100} % of the time: something else limited the rate: the load, Redis, or another process on its core. The CPU time per request is the figure to read.`] : [],
     table: {
       columns: ['work / anchor', 'who', 'req/s ratio', 'to reach', 'CPU ratio', 'req/s', 'CPU µs per request', 'p50, p99 in ms', 'server busy'],
       rows: pairs.flatMap((pair, i) => results[i] === undefined ? [] : [row(pair, results[i])])
