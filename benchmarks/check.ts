@@ -4,7 +4,7 @@ import type { Table } from './part.ts'
 import { readResults } from './report.ts'
 import { pairResults } from './summary.ts'
 
-const TOLERANCE = 0.15
+export const TOLERANCE = 0.15
 
 /** A table of the ratios, and a line for each that fell too far. */
 export async function check (): Promise<{ table: Table, fallen: string[] }> {

@@ -25,7 +25,7 @@ export const markdownSummary = ({ machine, sections }: Results): string =>
 export function writeResults (results: Results): void {
   mkdirSync(folder, { recursive: true })
   writeFileSync(new URL('results.json', folder), JSON.stringify(results, null, 2) + '\n')
-  writeFileSync(new URL('chart.svg', folder), renderChart(summarize(pairResults(results.sections)), machineText(results.machine)))
+  writeFileSync(new URL('chart.svg', folder), renderChart(summarize(pairResults(results.sections)), results.machine))
   writeFileSync(new URL('tables.md', folder), `# Results\n\n${markdownSummary(results)}${Object.values(results.sections).map(markdownSection).join('')}`)
 }
 

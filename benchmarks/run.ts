@@ -1,5 +1,5 @@
 /** `npm run bench`: everything, or the named part. */
-import { check } from './check.ts'
+import { check, TOLERANCE } from './check.ts'
 import { describeMachine, machineText } from './machine.ts'
 import { pairParts } from './pairs.ts'
 import type { Part, Section } from './part.ts'
@@ -30,6 +30,7 @@ async function runCheck (): Promise<void> {
   console.log(`\n${markdownTable(table)}`)
   for (const line of fallen) console.error(line)
   if (fallen.length > 0) process.exitCode = 1
+  else console.log(`No ratio fell by more than ${TOLERANCE * 100} %.`)
 }
 
 const [name] = process.argv.slice(2)
