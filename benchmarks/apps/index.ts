@@ -1,0 +1,19 @@
+/** The apps by name. A server loads its own only. */
+import type { Server } from 'node:http'
+
+type Start = (redisPort: number) => Promise<Server>
+
+export const apps = {
+  bare: async () => (await import('./bare.ts')).bare,
+  'redis-get': async () => (await import('./bare-redis.ts')).redisGet,
+  'redis-set-twice': async () => (await import('./bare-redis.ts')).redisSetTwice,
+  ours: async () => (await import('./ours.ts')).ours,
+  'ours-redis': async () => (await import('./ours.ts')).oursRedis,
+  'ours-opted-out': async () => (await import('./ours.ts')).oursOptedOut,
+  'node-idempotency': async () => (await import('./node-idempotency.ts')).nodeIdempotency,
+  'node-idempotency-redis': async () => (await import('./node-idempotency.ts')).nodeIdempotencyRedis,
+  'bare-express': async () => (await import('./express.ts')).bareExpress,
+  'express-idempotency': async () => (await import('./express.ts')).expressIdempotency
+} satisfies Record<string, () => Promise<Start>>
+
+export type AppName = keyof typeof apps

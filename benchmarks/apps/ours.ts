@@ -1,0 +1,26 @@
+/** The plugin, registered the usual way. */
+import type { Server } from 'node:http'
+import { Redis } from 'ioredis'
+import idempotency from '../../lib/index.ts'
+import { addRoutes, createApp, listen } from './routes.ts'
+
+export async function ours (): Promise<Server> {
+  const app = createApp()
+  await app.register(idempotency)
+  addRoutes(app)
+  return await listen(app)
+}
+
+export async function oursRedis (redisPort: number): Promise<Server> {
+  const app = createApp()
+  await app.register(idempotency, { redis: new Redis(redisPort) })
+  addRoutes(app)
+  return await listen(app)
+}
+
+export async function oursOptedOut (): Promise<Server> {
+  const app = createApp()
+  await app.register(idempotency)
+  addRoutes(app, { idempotency: false })
+  return await listen(app)
+}
