@@ -17,7 +17,7 @@ export class RequestBody {
   readonly #chunks: Buffer[] = []
   #hash: Hash | undefined
   #waiting: ((error?: Error) => void) | undefined
-  #socket!: FastifyRequest['raw']['socket']
+  #socket: FastifyRequest['raw']['socket'] | undefined
 
   /** `collect`: keep the bytes, for `bytes()`; otherwise only their digest. */
   constructor (request: FastifyRequest, stream: Readable, collect: boolean) {
@@ -38,10 +38,12 @@ export class RequestBody {
     if (!this.whole && payload !== this.#stream) payload.on('error', () => {})
   }
 
-  /** The SHA-256 of the body; only once it is whole. */
-  digest (): string {
-    if (this.#hash !== undefined) return this.#hash.digest('base64url')
-    return hash('sha256', this.#chunks[0] ?? '', 'base64url')
+  /** The SHA-256 of the body, `suffix` and its length; only once it is whole. */
+  digest (suffix: string): string {
+    const tail = Buffer.from(suffix + String.fromCharCode(suffix.length >>> 8, suffix.length & 255), 'latin1')
+    if (this.#hash !== undefined) return this.#hash.update(tail).digest('base64url')
+    const [only] = this.#chunks
+    return hash('sha256', only === undefined ? tail : Buffer.concat([only, tail]), 'base64url')
   }
 
   /** The body; only once it is whole, and only with `collect`. */
@@ -49,15 +51,17 @@ export class RequestBody {
     return Buffer.concat(this.#chunks)
   }
 
-  /** Reads what nobody else will read, and calls back when the body is whole or was cut off. */
-  drain (done: (error?: Error) => void): void {
+  /**
+   * Reads what nobody else will read, and calls back when the body is whole or was cut off.
+   * `answered`: the response is over; Node.js no longer tells a request that its client has left.
+   */
+  drain (answered: boolean, done: (error?: Error) => void): void {
     if (this.whole) return done()
     const stream = this.#stream
     if (stream.destroyed) return done(cutOff())
     this.#waiting = done
     stream.on('close', this.#onClose)
-    // Once its response is over, Node.js no longer tells a request that the client has left.
-    this.#socket = this.#request.raw.socket.once('close', this.#onClose)
+    if (answered) this.#socket = this.#request.raw.socket.once('close', this.#onClose)
     // Whoever has begun to read, and stopped, would hold the rest back.
     stream.unpipe()
     stream.resume()
@@ -94,7 +98,7 @@ export class RequestBody {
     const waiting = this.#waiting
     if (waiting === undefined) return
     this.#waiting = undefined
-    this.#socket.off('close', this.#onClose)
+    this.#socket?.off('close', this.#onClose)
     waiting(error)
   }
 }

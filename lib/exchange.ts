@@ -1,7 +1,7 @@
 import { randomUUID } from 'node:crypto'
 import type { FastifyReply, FastifyRequest } from 'fastify'
 import { RequestBody } from './body.ts'
-import { fingerprintOf } from './fingerprint.ts'
+import { digestOf, fingerprintOf } from './fingerprint.ts'
 import type { RouteConfig } from './options.ts'
 import type { Claim, Outcome } from './store.ts'
 
@@ -121,11 +121,11 @@ export class Exchange implements RequestIdempotency {
     if (this.#fingerprint === '') {
       const { request, route, body } = this
       if (route.fingerprint === undefined) {
-        this.#fingerprint = fingerprintOf(this.key, request.method, request.url, body.digest())
+        this.#fingerprint = fingerprintOf(this.key, request.method, request.url, salt => body.digest(salt))
       } else {
         // The route still counts: the same narrow fingerprint on two routes is two requests.
         const narrowed = route.fingerprint(request, body.bytes())
-        this.#fingerprint = fingerprintOf(this.key, request.method, String(request.routeOptions.url), typeof narrowed === 'string' ? `s${narrowed}` : `b${narrowed.toString('base64')}`)
+        this.#fingerprint = fingerprintOf(this.key, request.method, String(request.routeOptions.url), salt => digestOf(narrowed, salt))
       }
     }
     return this.#fingerprint

@@ -1,5 +1,5 @@
 import { hash } from 'node:crypto'
-import { crc32 } from 'node:zlib'
+import { hashOf } from './hash.ts'
 
 /**
  * Names a key in the store. Only this hash is stored: neither the scope (a credential,
@@ -10,14 +10,21 @@ export function storeKey (prefix: string, scope: string | undefined, key: string
 }
 
 /**
- * Tells whether two requests under one key are the same. Salted with the key, which is
- * stored nowhere, so that a dump of the store does not let one test guesses of a body.
+ * Tells whether two requests under one key are the same: a digest of body, method and
+ * target. Salted with the key, which is stored nowhere, so that a dump of the store does not
+ * let one test guesses of a body.
  *
  * The form is `digest.method.hint`: only the digest decides; the method and a salted
- * checksum of the URL let a mismatch say what differed.
+ * checksum of the target let a mismatch say what differed.
  */
-export function fingerprintOf (key: string, method: string, target: string, bodyDigest: string): string {
-  return `${hash('sha256', `${key.length}:${key}${method} ${target} ${bodyDigest}`, 'base64url')}.${method}.${crc32(target, crc32(key)).toString(36)}`
+export function fingerprintOf (key: string, method: string, target: string, digest: (salt: string) => string): string {
+  return `${digest(`${key.length}:${key}${method} ${target}`)}.${method}.${hashOf(key + target).toString(36)}`
+}
+
+/** The digest of what a route's own function has made of a request. */
+export function digestOf (narrowed: string | Buffer, salt: string): string {
+  const kind = typeof narrowed === 'string' ? `s${narrowed}` : `b${narrowed.toString('base64')}`
+  return hash('sha256', `${salt.length}:${salt}${kind}`, 'base64url')
 }
 
 /** What differs between two fingerprints that are not equal. */

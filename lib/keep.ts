@@ -30,7 +30,7 @@ export function keep (core: Core, exchange: Exchange, payload: unknown, done: Do
     case 'keep': return keepBody(core, exchange, body, done)
     case 'wait':
       exchange.sending = true
-      exchange.body.drain(error => error === undefined ? keepBody(core, exchange, body, done) : free(core, exchange, body, done))
+      exchange.body.drain(false, error => error === undefined ? keepBody(core, exchange, body, done) : free(core, exchange, body, done))
   }
 }
 

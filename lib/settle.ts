@@ -66,7 +66,7 @@ function settleUnseen (core: Core, exchange: Exchange): void {
 
 /** A key settles only for a whole body; one that was cut off frees it. */
 function whenWhole (core: Core, exchange: Exchange, done: () => void): void {
-  exchange.body.drain(error => error === undefined ? done() : settle(core, exchange, undefined, ignore))
+  exchange.body.drain(true, error => error === undefined ? done() : settle(core, exchange, undefined, ignore))
 }
 
 function isOpen ({ holding, settling, settled, retrying }: Exchange): boolean {

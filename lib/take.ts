@@ -130,7 +130,7 @@ export function act (core: Core, exchange: Exchange, done: Done): void {
   // A holder in this process has told nobody yet what it read.
   if (found.outcome === 'held' && found.fingerprint === '') found.fingerprint = core.leases.fingerprintOf(storeKey)
   if (!needsBody(found)) return give(judge(found, '', route.retryAfter))
-  body.drain(error => {
+  body.drain(false, error => {
     if (error !== undefined) return done(error)
     let verdict
     try {

@@ -62,13 +62,6 @@ export class KeyIndex {
   }
 }
 
-/** FNV-1a over the UTF-16 code units. */
-export function hashOf (key: string): number {
-  let hash = 0x811c9dc5
-  for (let i = 0; i < key.length; i++) hash = Math.imul(hash ^ key.charCodeAt(i), 0x01000193)
-  return hash >>> 0
-}
-
 function home (hash: number, mask: number): number {
   return (hash >>> 6) & mask
 }

@@ -1,4 +1,5 @@
-import { hashOf, KeyIndex, SLOT_BYTES } from './key-index.ts'
+import { hashOf } from '../hash.ts'
+import { KeyIndex, SLOT_BYTES } from './key-index.ts'
 
 /**
  * Records of bytes under keys, in the order in which they were written, outside the
