@@ -33,7 +33,7 @@ export function answer (core: Core, exchange: Exchange, verdict: Verdict, done: 
   const { reply } = exchange
   markReplay(exchange, verdict)
   restore(reply, verdict.replay, core.config.replayedHeaderName)
-  reply.send(payloadOf(verdict.replay) ?? undefined)
+  reply.send(exchange.replayPayload ?? undefined)
 }
 
 /** Refuses a request from a hook, in the form that its route asks for. */
@@ -53,7 +53,7 @@ export function replaceReply (core: Core, exchange: Exchange, verdict: Verdict, 
   if ('replay' in verdict) {
     markReplay(exchange, verdict)
     restore(reply, verdict.replay, core.config.replayedHeaderName)
-    return done(null, payloadOf(verdict.replay))
+    return done(null, exchange.replayPayload)
   }
   report(request, verdict.refuse, exchange)
   setRetryAfter(reply, verdict.refuse)
@@ -64,6 +64,7 @@ export function replaceReply (core: Core, exchange: Exchange, verdict: Verdict, 
 
 function markReplay (exchange: Exchange, { replay }: { replay: Exchange['replay'] & object }): void {
   exchange.replay = replay
+  exchange.replayPayload = payloadOf(replay)
   exchange.replayed = true
   exchange.request.log.debug({ status: replay.status }, 'idempotency: replayed')
   publish('replayed', exchange.request, exchange, { status: replay.status })

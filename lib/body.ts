@@ -17,7 +17,7 @@ export class RequestBody {
   readonly #chunks: Buffer[] = []
   #hash: Hash | undefined
   #waiting: ((error?: Error) => void) | undefined
-  #socket: FastifyRequest['raw']['socket'] | undefined
+  #stopWatching: (() => void) | undefined
 
   /** `collect`: keep the bytes, for `bytes()`; otherwise only their digest. */
   constructor (request: FastifyRequest, stream: Readable, collect: boolean) {
@@ -60,8 +60,13 @@ export class RequestBody {
     const stream = this.#stream
     if (stream.destroyed) return done(cutOff())
     this.#waiting = done
-    stream.on('close', this.#onClose)
-    if (answered) this.#socket = this.#request.raw.socket.once('close', this.#onClose)
+    const onClose = (): void => { if (!this.whole) this.#settle(cutOff()) }
+    stream.on('close', onClose)
+    if (answered) {
+      const { socket } = this.#request.raw
+      socket.once('close', onClose)
+      this.#stopWatching = () => socket.off('close', onClose)
+    }
     // Whoever has begun to read, and stopped, would hold the rest back.
     stream.unpipe()
     stream.resume()
@@ -90,15 +95,11 @@ export class RequestBody {
     this.#settle()
   }
 
-  #onClose = (): void => {
-    if (!this.whole) this.#settle(cutOff())
-  }
-
   #settle (error?: Error): void {
     const waiting = this.#waiting
     if (waiting === undefined) return
     this.#waiting = undefined
-    this.#socket?.off('close', this.#onClose)
+    this.#stopWatching?.()
     waiting(error)
   }
 }

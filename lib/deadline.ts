@@ -52,12 +52,7 @@ export function bounded (ms: number): Bounded {
   }
 }
 
-/** Calls back with a value that may be there already. */
-export function whenReady<T> (value: Awaitable<T>, done: (error: unknown, value?: T) => void): void {
-  if (isPromise(value)) value.then(result => done(null, result), (error: unknown) => done(error))
-  else done(null, value)
-}
-
-function isPromise<T> (value: Awaitable<T>): value is Promise<T> {
+/** Whether a value is still to come. */
+export function isPromise<T> (value: Awaitable<T>): value is Promise<T> {
   return typeof (value as Promise<T> | null | undefined)?.then === 'function'
 }

@@ -74,6 +74,7 @@ export class Exchange implements RequestIdempotency {
   override: 'keep' | 'release' | undefined
   /** The kept outcome that answers this request. */
   replay: Outcome | undefined
+  replayPayload: string | Buffer | null = null
   /** What stood on the reply before the handler, for a reply that must be withheld. */
   headersBefore!: Record<string, unknown>
   /** When the claim or a renewal was last sent. */

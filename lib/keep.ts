@@ -2,7 +2,7 @@ import type { FastifyReply, FastifyRequest, onSendHookHandler } from 'fastify'
 import { replaceReply } from './answer.ts'
 import type { Core } from './core.ts'
 import type { Exchange } from './exchange.ts'
-import { capture, isAscii, payloadOf, resetHeaders, restore, unreplayable, unwrapResponse } from './response.ts'
+import { capture, isAscii, resetHeaders, restore, unreplayable, unwrapResponse } from './response.ts'
 import { settle } from './settle.ts'
 import type { Outcome } from './store.ts'
 import { isStream, tee, type ByteStream } from './tee.ts'
@@ -16,7 +16,7 @@ export function keep (core: Core, exchange: Exchange, payload: unknown, done: Do
   if (exchange.replay !== undefined) {
     // Hooks before this one have run over the kept payload a second time; undo it.
     restore(reply, exchange.replay, core.config.replayedHeaderName)
-    return done(null, exchange.final && isAscii(exchange.replay.headers) ? bytesOf(exchange.replay) : payloadOf(exchange.replay))
+    return done(null, isBetterAsBytes(exchange, exchange.replay, exchange.replay.headers) ? exchange.replay.body : exchange.replayPayload)
   }
   if (!exchange.holding && !exchange.settled) {
     // Answered by another hook, before the key was taken or with a refusal.
@@ -53,7 +53,7 @@ function keepBody (core: Core, exchange: Exchange, body: unknown, done: Done): v
   if (typeof body === 'string' || Buffer.isBuffer(body)) {
     outcome.text = typeof body === 'string'
     outcome.body = typeof body === 'string' ? Buffer.from(body) : body
-    if (exchange.final && isAscii(headers)) payload = bytesOf(outcome)
+    if (isBetterAsBytes(exchange, outcome, headers)) payload = outcome.body
     if (outcome.body.length > route.maxResponseBytes) outcome = unreplayable(outcome.status, outcome.fingerprint)
   } else if (body !== undefined && body !== null) {
     // Fastify refuses such a payload after onSend (FST_ERR_REP_INVALID_PAYLOAD_TYPE).
@@ -88,9 +88,9 @@ function isResponse (payload: unknown): payload is Response {
   return Object.prototype.toString.call(payload) === '[object Response]'
 }
 
-/** Node.js writes bytes faster than a string; nobody else may see the payload after this. */
-function bytesOf ({ body }: Outcome): Buffer | null {
-  return body.length === 0 ? null : body
+/** Node.js writes a large body faster as bytes, a small one together with the header as a string. Nobody else may see the difference. */
+function isBetterAsBytes ({ final }: Exchange, { body }: Outcome, headers: Array<[name: string, value: unknown]>): boolean {
+  return final && body.length >= 4_096 && isAscii(headers)
 }
 
 /**

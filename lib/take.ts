@@ -2,7 +2,7 @@ import type { FastifyReply, FastifyRequest } from 'fastify'
 import { answer, refuse } from './answer.ts'
 import { cutOff } from './body.ts'
 import type { Core } from './core.ts'
-import { StoreTimeout, whenReady } from './deadline.ts'
+import { isPromise, StoreTimeout } from './deadline.ts'
 import { IdempotencyError } from './errors.ts'
 import { publish } from './events.ts'
 import { hasLeft, type Exchange } from './exchange.ts'
@@ -19,29 +19,44 @@ type Done = (error?: Error) => void
 export function take (core: Core, exchange: Exchange, done: Done): void {
   const { request, route } = exchange
   exchange.taken = true
-  keyOf(core, exchange, (error, key) => {
-    if (error instanceof IdempotencyError) return stop(core, exchange, error, done)
-    if (error !== null) return done(error as Error)
-    if (key === undefined) {
-      if (!route.required) {
-        stepAside(exchange)
-        return done()
-      }
-      return stop(core, exchange, missing(core, request), done)
-    }
-    exchange.key = key
-    let scope
-    try {
-      scope = route.scope(request)
-    } catch (thrown) {
-      return done(thrown as Error)
-    }
-    whenReady(scope, (error, scope) => {
-      if (error !== null) return done(error as Error)
-      exchange.storeKey = storeKey(core.config.prefix, scope, key)
-      claim(core, exchange, done)
-    })
-  })
+  let found
+  try {
+    found = route.key === undefined ? readKey(request, core.config) : route.key(request)
+  } catch (error) {
+    return failed(core, exchange, error, done)
+  }
+  if (isPromise(found)) found.then(key => withKey(core, exchange, key, done), (error: unknown) => failed(core, exchange, error, done))
+  else withKey(core, exchange, found, done)
+}
+
+function withKey (core: Core, exchange: Exchange, key: string | undefined, done: Done): void {
+  const { request, route } = exchange
+  if (key === undefined) {
+    if (route.required) return stop(core, exchange, missing(core, request), done)
+    stepAside(exchange)
+    return done()
+  }
+  const error = keyError(key, route.maxKeyLength)
+  if (error !== null) return failed(core, exchange, error, done)
+  exchange.key = key
+  let scope
+  try {
+    scope = route.scope(request)
+  } catch (thrown) {
+    return done(thrown as Error)
+  }
+  if (isPromise(scope)) scope.then(scope => withScope(core, exchange, scope, done), (error: unknown) => done(error as Error))
+  else withScope(core, exchange, scope, done)
+}
+
+function withScope (core: Core, exchange: Exchange, scope: string | undefined, done: Done): void {
+  exchange.storeKey = storeKey(core.config.prefix, scope, exchange.key)
+  claim(core, exchange, done)
+}
+
+function failed (core: Core, exchange: Exchange, error: unknown, done: Done): void {
+  if (error instanceof IdempotencyError) stop(core, exchange, error, done)
+  else done(error as Error)
 }
 
 export function missing (core: Core, { method }: FastifyRequest): IdempotencyError {
@@ -51,16 +66,6 @@ export function missing (core: Core, { method }: FastifyRequest): IdempotencyErr
 function stop (core: Core, exchange: Exchange, error: IdempotencyError, done: Done): void {
   exchange.request.idempotency = null
   answer(core, exchange, { refuse: error }, done)
-}
-
-function keyOf (core: Core, { request, route }: Exchange, done: (error: unknown, key?: string) => void): void {
-  let found
-  try {
-    found = route.key === undefined ? readKey(request, core.config) : route.key(request)
-  } catch (error) {
-    return done(error)
-  }
-  whenReady(found, (error, key) => done(error ?? (key === undefined ? null : keyError(key, route.maxKeyLength)), key))
 }
 
 /** Asks the store for the key. */

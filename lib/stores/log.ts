@@ -13,6 +13,9 @@ const SEGMENT_BYTES = 262_144
 
 interface Segment { bytes: Buffer, used: number }
 
+/** Where a payload is; to be read at once, and never to be written to. */
+export interface Place { bytes: Buffer, start: number, end: number }
+
 export class Log {
   readonly #index = new KeyIndex((position, key) => this.#isAt(position, key))
   readonly #segments: Segment[] = []
@@ -44,10 +47,9 @@ export class Log {
     return bytes.subarray(used + HEAD + keyLength, used + total)
   }
 
-  /** The payload of a key's record. It is shared: it must not be changed. */
-  find (key: string): Buffer | undefined {
+  find (key: string): Place | undefined {
     const position = this.#index.find(hashOf(key), key)
-    return position === -1 ? undefined : this.#payload(this.#segmentAt(position), position % SEGMENT_BYTES)
+    return position === -1 ? undefined : placeOf(this.#segmentAt(position), position % SEGMENT_BYTES)
   }
 
   /** Forgets a key. Its bytes are given back when it is the oldest. */
@@ -57,16 +59,15 @@ export class Log {
     if (position !== -1) this.#index.delete(hash, position)
   }
 
-  /** The payload of the oldest record, which may have been deleted since. */
-  oldest (): Buffer | undefined {
+  /** The oldest record, which may have been deleted since. */
+  oldest (): Place | undefined {
     const [segment] = this.#segments
-    return segment === undefined || this.#tail === segment.used ? undefined : this.#payload(segment, this.#tail)
+    return segment === undefined || this.#tail === segment.used ? undefined : placeOf(segment, this.#tail)
   }
 
+  /** Drops the oldest record; there must be one. */
   dropOldest (): void {
-    const [segment] = this.#segments
-    if (segment === undefined) return
-    const { bytes, used } = segment
+    const { bytes, used } = this.#segments[0] as Segment
     const length = HEAD + bytes.readUInt16BE(this.#tail + 8) + bytes.readUInt32BE(this.#tail)
     this.#index.delete(bytes.readUInt32BE(this.#tail + 4), this.#dropped * SEGMENT_BYTES + this.#tail)
     this.#bytes -= length + SLOT_BYTES
@@ -90,14 +91,14 @@ export class Log {
     return this.#segments[Math.floor(position / SEGMENT_BYTES) - this.#dropped] as Segment
   }
 
-  #payload ({ bytes }: Segment, at: number): Buffer {
-    const start = at + HEAD + bytes.readUInt16BE(at + 8)
-    return bytes.subarray(start, start + bytes.readUInt32BE(at))
-  }
-
   #isAt (position: number, key: string): boolean {
     const { bytes } = this.#segmentAt(position)
     const at = position % SEGMENT_BYTES
     return bytes.toString('utf8', at + HEAD, at + HEAD + bytes.readUInt16BE(at + 8)) === key
   }
+}
+
+function placeOf ({ bytes }: Segment, at: number): Place {
+  const start = at + HEAD + bytes.readUInt16BE(at + 8)
+  return { bytes, start, end: start + bytes.readUInt32BE(at) }
 }

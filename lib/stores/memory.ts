@@ -1,6 +1,6 @@
 import type { Claim, ClaimRequest, Entry, Outcome, Store } from '../store.ts'
 import { KeyTable } from '../key-table.ts'
-import { Log } from './log.ts'
+import { Log, type Place } from './log.ts'
 import { decodeOutcome, encodeOutcome } from './record.ts'
 
 export interface MemoryStoreOptions {
@@ -14,12 +14,12 @@ interface Held { storeKey: string, next: Held | undefined, token: string, attemp
 
 /** An ended key in its log: since f64 | until f64 | attempt u32 | token length u16 | token | the kept outcome, if there is one. */
 const HEAD = 22
-const sinceOf = (ended: Buffer): number => ended.readDoubleBE(0)
-const untilOf = (ended: Buffer): number => ended.readDoubleBE(8)
-const attemptOf = (ended: Buffer): number => ended.readUInt32BE(16)
-const outcomeAt = (ended: Buffer): number => HEAD + ended.readUInt16BE(20)
-const tokenOf = (ended: Buffer): string => ended.toString('utf8', HEAD, outcomeAt(ended))
-const resultOf = (ended: Buffer): Outcome | undefined => ended.length === outcomeAt(ended) ? undefined : decodeOutcome(ended.subarray(outcomeAt(ended)))
+const sinceOf = ({ bytes, start }: Place): number => bytes.readDoubleBE(start)
+const untilOf = ({ bytes, start }: Place): number => bytes.readDoubleBE(start + 8)
+const attemptOf = ({ bytes, start }: Place): number => bytes.readUInt32BE(start + 16)
+const outcomeAt = ({ bytes, start }: Place): number => start + HEAD + bytes.readUInt16BE(start + 20)
+const tokenOf = (ended: Place): string => ended.bytes.toString('utf8', ended.start + HEAD, outcomeAt(ended))
+const resultOf = (ended: Place): Outcome | undefined => ended.end === outcomeAt(ended) ? undefined : decodeOutcome(ended.bytes, outcomeAt(ended), ended.end)
 
 const SWEEP_STEPS = 4
 const DEAD_CHECK_MS = 10_000
@@ -142,7 +142,7 @@ export class MemoryStore implements Store {
     if ((held?.token ?? (ended && tokenOf(ended))) !== token) return false
     // A step that is repeated must not count twice.
     if (ended !== undefined && outcome === undefined && resultOf(ended) === undefined) return true
-    const attempt = held?.attempt ?? attemptOf(ended as Buffer)
+    const attempt = held?.attempt ?? attemptOf(ended as Place)
     if (held !== undefined) this.#held.delete(held)
     else this.#forget(key)
     const now = this.#now()
@@ -170,7 +170,7 @@ export class MemoryStore implements Store {
     else encodeOutcome(outcome, allocate)
   }
 
-  #ended (key: string): Buffer | undefined {
+  #ended (key: string): Place | undefined {
     for (const log of this.#logs.values()) {
       const found = log.find(key)
       if (found !== undefined) return found

@@ -30,22 +30,23 @@ export function encodeOutcome (outcome: Outcome, allocate: (length: number) => B
 }
 
 /**
- * The body is a part of `bytes`, not a copy.
+ * Decodes what stands from `start` to `end`. The body is a part of `bytes`, not a copy.
  * @throws {Error} when the record was written by an unknown version, or is not one at all.
  */
-export function decodeOutcome (bytes: Buffer): Outcome {
-  if (bytes.length < HEAD || bytes[0] !== VERSION) {
-    throw new Error(`The kept response has the unknown record version ${bytes[0] ?? 'none'}; this release reads version ${VERSION}. Remove the key, or let it expire, before mixing releases.`)
+export function decodeOutcome (bytes: Buffer, start = 0, end = bytes.length): Outcome {
+  if (end - start < HEAD || bytes[start] !== VERSION) {
+    throw new Error(`The kept response has the unknown record version ${end > start ? bytes[start] : 'none'}; this release reads version ${VERSION}. Remove the key, or let it expire, before mixing releases.`)
   }
-  const flags = bytes[1] as number
-  const headersAt = HEAD + bytes.readUInt16BE(4)
-  const bodyAt = headersAt + bytes.readUInt32BE(6)
+  const flags = bytes[start + 1] as number
+  const fingerprintAt = start + HEAD
+  const headersAt = fingerprintAt + bytes.readUInt16BE(start + 4)
+  const bodyAt = headersAt + bytes.readUInt32BE(start + 6)
   return {
-    fingerprint: bytes.toString('latin1', HEAD, headersAt),
-    status: bytes.readUInt16BE(2),
+    fingerprint: bytes.toString('latin1', fingerprintAt, headersAt),
+    status: bytes.readUInt16BE(start + 2),
     replayable: (flags & REPLAYABLE) !== 0,
     headers: headersOf(bytes.toString('latin1', headersAt, bodyAt)),
-    body: bytes.subarray(bodyAt),
+    body: bytes.subarray(bodyAt, end),
     text: (flags & TEXT) !== 0
   }
 }

@@ -209,7 +209,7 @@ export class RedisStore implements Store {
 }
 
 function claimOf (reply: Buffer): Claim {
-  if (reply[0] === VERSION) return { outcome: 'completed', attempt: reply.readUInt32BE(10), result: decodeOutcome(reply.subarray(HEAD)) }
+  if (reply[0] === VERSION) return { outcome: 'completed', attempt: reply.readUInt32BE(10), result: decodeOutcome(reply, HEAD) }
   const attempt = reply.readUInt32BE(1)
   switch (reply[0]) {
     case LETTER.h: return { outcome: 'held', attempt, fingerprint: reply.toString('latin1', 5) }
