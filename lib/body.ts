@@ -2,6 +2,9 @@ import { createHash, hash, type Hash } from 'node:crypto'
 import type { Readable } from 'node:stream'
 import type { FastifyRequest } from 'fastify'
 
+/** Used within one call only. */
+const SCRATCH = Buffer.allocUnsafeSlow(65_536)
+
 /** Hashes a request's body while it passes, in constant memory and without replacing the stream. */
 export class RequestBody {
   /** There is something to read, if only for a parser that will find it empty. */
@@ -38,12 +41,19 @@ export class RequestBody {
     if (!this.whole && payload !== this.#stream) payload.on('error', () => {})
   }
 
-  /** The SHA-256 of the body, `suffix` and its length; only once it is whole. */
+  /** The SHA-256 of the body, `suffix` and the suffix's length in bytes; only once it is whole. */
   digest (suffix: string): string {
-    const tail = Buffer.from(suffix + String.fromCharCode(suffix.length >>> 8, suffix.length & 255), 'latin1')
-    if (this.#hash !== undefined) return this.#hash.update(tail).digest('base64url')
-    const [only] = this.#chunks
-    return hash('sha256', only === undefined ? tail : Buffer.concat([only, tail]), 'base64url')
+    const [first] = this.#chunks
+    const bodyLength = this.#hash === undefined ? first?.length ?? 0 : Infinity
+    // One shot over one piece of memory is the cheapest way to hash a small body.
+    if (bodyLength + suffix.length * 3 + 4 <= SCRATCH.length) {
+      first?.copy(SCRATCH)
+      const suffixLength = SCRATCH.write(suffix, bodyLength)
+      return hash('sha256', SCRATCH.subarray(0, SCRATCH.writeUInt32BE(suffixLength, bodyLength + suffixLength)), 'base64url')
+    }
+    const tail = Buffer.alloc(4)
+    tail.writeUInt32BE(Buffer.byteLength(suffix))
+    return (this.#hash ?? createHash('sha256').update(first as Buffer)).update(suffix).update(tail).digest('base64url')
   }
 
   /** The body; only once it is whole, and only with `collect`. */
@@ -92,6 +102,7 @@ export class RequestBody {
 
   #onEnd = (): void => {
     this.whole = true
+    this.#stream.off('data', this.#onData)
     this.#settle()
   }
 

@@ -64,7 +64,7 @@ export class Exchange implements RequestIdempotency {
   /** Nobody but Fastify sees the reply's payload after our onSend. */
   final = false
   /** The headers of the reply that is on its way. */
-  leaving: Array<[name: string, value: unknown]> | undefined
+  leaving: Record<string, unknown> | undefined
   /** Another reply came meanwhile. */
   dropped = false
   /** A reply is in onSend, or is being streamed: its end decides. */

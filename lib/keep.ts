@@ -16,7 +16,8 @@ export function keep (core: Core, exchange: Exchange, payload: unknown, done: Do
   if (exchange.replay !== undefined) {
     // Hooks before this one have run over the kept payload a second time; undo it.
     restore(reply, exchange.replay, core.config.replayedHeaderName)
-    return done(null, isBetterAsBytes(exchange, exchange.replay, exchange.replay.headers) ? exchange.replay.body : exchange.replayPayload)
+    const { body, headers } = exchange.replay
+    return done(null, isBetterAsBytes(exchange, body) && isAscii(headers.map(([, value]) => value)) ? body : exchange.replayPayload)
   }
   if (!exchange.holding && !exchange.settled) {
     // Answered by another hook, before the key was taken or with a refusal.
@@ -41,7 +42,7 @@ function free (core: Core, exchange: Exchange, body: unknown, done: Done): void 
 
 function keepBody (core: Core, exchange: Exchange, body: unknown, done: Done): void {
   const { reply, route } = exchange
-  const headers = exchange.leaving = Object.entries(reply.getHeaders())
+  const headers = exchange.leaving = reply.getHeaders()
   let outcome
   try {
     outcome = capture(reply, headers, exchange.fingerprint, route.replayHeaders)
@@ -52,9 +53,9 @@ function keepBody (core: Core, exchange: Exchange, body: unknown, done: Done): v
   let payload = body
   if (typeof body === 'string' || Buffer.isBuffer(body)) {
     outcome.text = typeof body === 'string'
-    outcome.body = typeof body === 'string' ? Buffer.from(body) : body
-    if (isBetterAsBytes(exchange, outcome, headers)) payload = outcome.body
-    if (outcome.body.length > route.maxResponseBytes) outcome = unreplayable(outcome.status, outcome.fingerprint)
+    if (isBetterAsBytes(exchange, body) && isAscii(Object.values(headers))) payload = typeof body === 'string' ? Buffer.from(body) : body
+    outcome.body = payload as string | Buffer
+    if (Buffer.byteLength(outcome.body) > route.maxResponseBytes) outcome = unreplayable(outcome.status, outcome.fingerprint)
   } else if (body !== undefined && body !== null) {
     // Fastify refuses such a payload after onSend (FST_ERR_REP_INVALID_PAYLOAD_TYPE).
     return done(null, body)
@@ -88,9 +89,9 @@ function isResponse (payload: unknown): payload is Response {
   return Object.prototype.toString.call(payload) === '[object Response]'
 }
 
-/** Node.js writes a large body faster as bytes, a small one together with the header as a string. Nobody else may see the difference. */
-function isBetterAsBytes ({ final }: Exchange, { body }: Outcome, headers: Array<[name: string, value: unknown]>): boolean {
-  return final && body.length >= 4_096 && isAscii(headers)
+/** Node.js writes a large body faster as bytes; a small string goes together with the header. Nobody else may see the difference. */
+function isBetterAsBytes ({ final }: Exchange, body: string | Buffer): boolean {
+  return final && body.length >= 4_096
 }
 
 /**
@@ -109,13 +110,13 @@ export function onSend (core: Core, unseen: boolean, isFinal: () => boolean): on
     exchange.passing = true
     exchange.final = isFinal()
     exchange.leaving = undefined
-    let waited: { status: number, headers: Array<[string, unknown]> } | undefined
+    let waited: { status: number, headers: Record<string, unknown> } | undefined
     keep(core, exchange, payload, (error, kept) => {
       exchange.passing = false
       if (waited === undefined) return done(error as null, kept)
       if (exchange.dropped) {
         // The dropped reply has set a status and headers of its own.
-        resetHeaders(reply, Object.fromEntries(waited.headers))
+        resetHeaders(reply, waited.headers)
         reply.code(waited.status)
       }
       try {
@@ -124,7 +125,7 @@ export function onSend (core: Core, unseen: boolean, isFinal: () => boolean): on
         sendFailed(request, reply, thrown)
       }
     })
-    if (exchange.passing) waited = { status: reply.statusCode, headers: exchange.leaving ?? Object.entries(reply.getHeaders()) }
+    if (exchange.passing) waited = { status: reply.statusCode, headers: exchange.leaving ?? reply.getHeaders() }
   }
 }
 

@@ -7,21 +7,20 @@ import type { Outcome } from './store.ts'
  */
 const NEVER_KEPT = new Set(['connection', 'keep-alive', 'transfer-encoding', 'te', 'trailer', 'upgrade', 'date', 'content-length'])
 
-const EMPTY = Buffer.alloc(0)
-
 /** The reply as it stands, with the headers `given`, without its body. */
-export function capture ({ statusCode }: FastifyReply, given: Array<[name: string, value: unknown]>, fingerprint: string, replayHeaders: (name: string) => boolean): Outcome {
+export function capture ({ statusCode }: FastifyReply, given: Record<string, unknown>, fingerprint: string, replayHeaders: (name: string) => boolean): Outcome {
   const headers: Outcome['headers'] = []
-  for (const [name, value] of given) {
+  for (const name in given) {
+    const value = given[name]
     if (value === undefined || NEVER_KEPT.has(name) || name.startsWith('proxy-') || !replayHeaders(name)) continue
     headers.push([name, Array.isArray(value) ? value.map(String) : String(value)])
   }
-  return { fingerprint, status: statusCode, replayable: true, headers, body: EMPTY, text: false }
+  return { fingerprint, status: statusCode, replayable: true, headers, body: '', text: false }
 }
 
 /** The fact alone that the request was answered, where the response cannot be kept. */
 export function unreplayable (status: number, fingerprint: string): Outcome {
-  return { fingerprint, status, replayable: false, headers: [], body: EMPTY, text: false }
+  return { fingerprint, status, replayable: false, headers: [], body: '', text: false }
 }
 
 /**
@@ -46,16 +45,15 @@ export function restore (reply: FastifyReply, outcome: Outcome, replayedHeaderNa
 /** The payload as the handler's hooks saw it, `null` for an empty one. */
 export function payloadOf ({ body, text }: Outcome): string | Buffer | null {
   if (body.length === 0) return null
-  return text ? body.toString() : body
+  return text ? String(body) : body
 }
 
 /**
  * Whether Node.js sends the same header with a string's bytes as with the string: it
  * encodes the header by the type of what follows it, as UTF-8 or as latin1.
  */
-export function isAscii (headers: Array<[name: string, value: unknown]>): boolean {
-  for (const [, value] of headers) if (NOT_ASCII.test(String(value))) return false
-  return true
+export function isAscii (headerValues: unknown[]): boolean {
+  return !NOT_ASCII.test(headerValues.join(''))
 }
 
 // eslint-disable-next-line no-control-regex -- all of ASCII

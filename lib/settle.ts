@@ -48,7 +48,7 @@ export function handlerEnded (core: Core, exchange: Exchange, value: unknown): v
   // Fastify sends nothing, and calls no hook, for an undefined result once the client has left.
   if (value !== undefined || exchange.sendCalled || !hasLeft(exchange)) return
   if (reply.sent) return settleUnseen(core, exchange)
-  whenWhole(core, exchange, () => settle(core, exchange, exchange.route.cacheable(reply.statusCode) ? capture(reply, Object.entries(reply.getHeaders()), exchange.fingerprint, exchange.route.replayHeaders) : undefined, ignore))
+  whenWhole(core, exchange, () => settle(core, exchange, exchange.route.cacheable(reply.statusCode) ? capture(reply, reply.getHeaders(), exchange.fingerprint, exchange.route.replayHeaders) : undefined, ignore))
 }
 
 /** Called when a handler has failed after Fastify answered in its place. */

@@ -54,7 +54,8 @@ export interface Outcome {
   replayable: boolean
   /** Lower-case names, latin1 values (RFC 9110, section 5.5); a header sent on several lines has several. */
   headers: Array<[name: string, value: string | string[]]>
-  body: Buffer
+  /** A string stands for its UTF-8 bytes, and may come back as those. */
+  body: string | Buffer
   /** The payload was a string: hooks that see a replay see one again. */
   text: boolean
 }

@@ -7,7 +7,7 @@ import { redisClient, serversOf, stopRedis } from './fixtures/app.ts'
 t.teardown(stopRedis)
 const token = 'a'.repeat(36)
 const claim = { token, lease: 10_000, ttl: 60_000, takeover: true }
-const outcome: Outcome = { fingerprint: 'f', status: 200, replayable: true, headers: [], body: Buffer.alloc(1_000, 'x'), text: true }
+const outcome: Outcome = { fingerprint: 'f', status: 200, replayable: true, headers: [], body: 'x'.repeat(1_000), text: true }
 
 async function flushScripts (client: Awaited<ReturnType<typeof redisClient>>): Promise<void> {
   await Promise.all(serversOf(client).map(async server => await server.script('FLUSH')))
@@ -146,7 +146,10 @@ t.test('G13: any outcome comes back from its binary form as it was', async t => 
       body: fc.uint8Array().map(bytes => Buffer.from(bytes)),
       text: fc.boolean()
     }),
-    outcome => t.strictSame(decodeOutcome(encodeOutcome(outcome)), { ...outcome })), { numRuns: 300 })
+    outcome => {
+      const { body, ...rest } = decodeOutcome(encodeOutcome(outcome))
+      t.strictSame({ ...rest, body: Buffer.from(body) }, { ...outcome })
+    }), { numRuns: 300 })
 })
 
 t.test('a client of another shape is refused with what is needed', async t => {

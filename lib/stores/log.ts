@@ -3,8 +3,7 @@ import { KeyIndex, SLOT_BYTES } from './key-index.ts'
 
 /**
  * Records of bytes under keys, in the order in which they were written, outside the
- * JavaScript heap: a million of them cost the garbage collector nothing. Written once,
- * never overwritten: what was handed out stays as it is.
+ * JavaScript heap: a million of them cost the garbage collector nothing.
  *
  *     payload length u32 | key's hash u32 | key length u16 | key | payload
  */
@@ -13,12 +12,14 @@ const SEGMENT_BYTES = 262_144
 
 interface Segment { bytes: Buffer, used: number }
 
-/** Where a payload is; to be read at once, and never to be written to. */
+/** Where a payload is; to be read at once, since its segment will be written to again. */
 export interface Place { bytes: Buffer, start: number, end: number }
 
 export class Log {
   readonly #index = new KeyIndex((position, key) => this.#isAt(position, key))
   readonly #segments: Segment[] = []
+  /** One that was dropped: memory that has been touched is cheaper than new memory. */
+  #spare: Segment | undefined
   /** Segments that have been dropped. */
   #dropped = 0
   /** Where the oldest record begins that has not been dropped, in its segment. */
@@ -73,7 +74,8 @@ export class Log {
     this.#bytes -= length + SLOT_BYTES
     this.#tail += length
     if (this.#tail < used) return
-    this.#segments.shift()
+    const dropped = this.#segments.shift() as Segment
+    if (dropped.bytes.length === SEGMENT_BYTES) this.#spare = dropped
     this.#dropped++
     this.#tail = 0
   }
@@ -82,7 +84,13 @@ export class Log {
   #room (length: number): Segment {
     const last = this.#segments.at(-1)
     if (last !== undefined && last.used + length <= last.bytes.length) return last
-    const segment = { bytes: Buffer.allocUnsafeSlow(Math.max(length, SEGMENT_BYTES)), used: 0 }
+    let segment = this.#spare
+    if (segment === undefined || length > SEGMENT_BYTES) {
+      segment = { bytes: Buffer.allocUnsafeSlow(Math.max(length, SEGMENT_BYTES)), used: 0 }
+    } else {
+      this.#spare = undefined
+      segment.used = 0
+    }
     this.#segments.push(segment)
     return segment
   }

@@ -19,7 +19,13 @@ const untilOf = ({ bytes, start }: Place): number => bytes.readDoubleBE(start + 
 const attemptOf = ({ bytes, start }: Place): number => bytes.readUInt32BE(start + 16)
 const outcomeAt = ({ bytes, start }: Place): number => start + HEAD + bytes.readUInt16BE(start + 20)
 const tokenOf = (ended: Place): string => ended.bytes.toString('utf8', ended.start + HEAD, outcomeAt(ended))
-const resultOf = (ended: Place): Outcome | undefined => ended.end === outcomeAt(ended) ? undefined : decodeOutcome(ended.bytes, outcomeAt(ended), ended.end)
+
+/** The kept outcome, in memory of its own. */
+function resultOf (ended: Place): Outcome | undefined {
+  if (ended.end === outcomeAt(ended)) return undefined
+  const result = decodeOutcome(ended.bytes, outcomeAt(ended), ended.end)
+  return typeof result.body === 'string' ? result : { ...result, body: Buffer.from(result.body) }
+}
 
 const SWEEP_STEPS = 4
 const DEAD_CHECK_MS = 10_000

@@ -13,24 +13,27 @@ const VERSION = 1
 const HEAD = 10
 const REPLAYABLE = 1
 const TEXT = 2
+/** A short text is handed out as a string, a long one as bytes, since that is how they are sent best. */
+const SMALL = 4_096
 
 /** Encodes a kept outcome into what `allocate` gives; `decodeOutcome` is its inverse. */
 export function encodeOutcome (outcome: Outcome, allocate: (length: number) => Buffer = Buffer.allocUnsafe): Buffer {
   const { fingerprint, body } = outcome
   const head = fingerprint + linesOf(outcome.headers)
-  const bytes = allocate(HEAD + head.length + body.length)
+  const bytes = allocate(HEAD + head.length + Buffer.byteLength(body))
   bytes[0] = VERSION
   bytes[1] = (outcome.replayable ? REPLAYABLE : 0) | (outcome.text ? TEXT : 0)
   bytes.writeUInt16BE(outcome.status, 2)
   bytes.writeUInt16BE(fingerprint.length, 4)
   bytes.writeUInt32BE(head.length - fingerprint.length, 6)
   bytes.write(head, HEAD, 'latin1')
-  body.copy(bytes, HEAD + head.length)
+  if (typeof body === 'string') bytes.write(body, HEAD + head.length)
+  else body.copy(bytes, HEAD + head.length)
   return bytes
 }
 
 /**
- * Decodes what stands from `start` to `end`. The body is a part of `bytes`, not a copy.
+ * Decodes what stands from `start` to `end`. A body of bytes is a part of `bytes`, not a copy.
  * @throws {Error} when the record was written by an unknown version, or is not one at all.
  */
 export function decodeOutcome (bytes: Buffer, start = 0, end = bytes.length): Outcome {
@@ -38,6 +41,7 @@ export function decodeOutcome (bytes: Buffer, start = 0, end = bytes.length): Ou
     throw new Error(`The kept response has the unknown record version ${end > start ? bytes[start] : 'none'}; this release reads version ${VERSION}. Remove the key, or let it expire, before mixing releases.`)
   }
   const flags = bytes[start + 1] as number
+  const text = (flags & TEXT) !== 0
   const fingerprintAt = start + HEAD
   const headersAt = fingerprintAt + bytes.readUInt16BE(start + 4)
   const bodyAt = headersAt + bytes.readUInt32BE(start + 6)
@@ -46,8 +50,8 @@ export function decodeOutcome (bytes: Buffer, start = 0, end = bytes.length): Ou
     status: bytes.readUInt16BE(start + 2),
     replayable: (flags & REPLAYABLE) !== 0,
     headers: headersOf(bytes.toString('latin1', headersAt, bodyAt)),
-    body: bytes.subarray(bodyAt, end),
-    text: (flags & TEXT) !== 0
+    body: text && end - bodyAt < SMALL ? bytes.toString('utf8', bodyAt, end) : bytes.subarray(bodyAt, end),
+    text
   }
 }
 
