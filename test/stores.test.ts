@@ -63,6 +63,49 @@ t.test('G14: MemoryStore gives expired records back while others are written', a
   t.ok(store.bytes < full / 10, `${store.bytes} of ${full} bytes are left`)
 })
 
+t.test('G14: MemoryStore drops the oldest first whatever their ttl, and finds all others among thousands', async t => {
+  let now = 0
+  const store = new MemoryStore({ maxBytes: 1_000_000, now: () => now })
+  const keep = (i: number, body: string): void => {
+    now++
+    store.claim(`k${i}`, claim)
+    store.complete(`k${i}`, token, { ...outcome, body }, 60_000 + i % 3)
+  }
+  const known = (i: number): string | undefined => {
+    const body = store.read(`k${i}`)?.result?.body
+    return body === undefined ? undefined : String(body)
+  }
+  for (let i = 0; i < 5_000; i++) keep(i, `body ${i}`)
+  for (let i = 0; i < 5_000; i += 5) t.equal(store.remove(`k${i}`), true)
+  for (let i = 0; i < 5_000; i++) if (known(i) !== (i % 5 === 0 ? undefined : `body ${i}`)) t.fail(`k${i} is ${known(i)}`)
+  // Larger than a segment of the log, and most of what fits.
+  keep(5_000, 'x'.repeat(600_000))
+  const gone = Array.from({ length: 5_001 }, (_, i) => i).filter(i => i % 5 !== 0 && known(i) === undefined)
+  t.ok(gone.length > 0 && gone.length < 4_000)
+  t.equal(gone.at(-1), gone.length + Math.floor(gone.length / 4) - (gone.length % 4 === 0 ? 1 : 0), 'the oldest, without a gap')
+  t.equal(known(5_000)?.length, 600_000)
+  for (let i = 5_001; i < 10_000; i++) keep(i, `body ${i}`)
+  t.equal(known(5_000), undefined)
+  t.equal(known(9_999), 'body 9999')
+  t.ok(store.bytes <= 1_000_000)
+})
+
+t.test('G13: what MemoryStore has handed out stays as it is when its memory is used again', async t => {
+  const store = new MemoryStore({ maxBytes: 600_000 })
+  const large = { ...outcome, body: Buffer.alloc(10_000, 'a'), text: false }
+  const keep = (key: string): void => {
+    store.claim(key, claim)
+    store.complete(key, token, large, 60_000)
+  }
+  keep('first')
+  const held = store.claim('first', { ...claim, token: 'b'.repeat(36) })
+  t.equal(held.outcome, 'completed')
+  large.body = Buffer.alloc(10_000, 'b')
+  for (let i = 0; i < 200; i++) keep(`k${i}`)
+  t.equal(store.read('first'), undefined)
+  t.ok((held as { result: Outcome }).result.body.toString() === 'a'.repeat(10_000))
+})
+
 t.test('G14: MemoryStore forgets dead holders after their ttl', async t => {
   let now = 0
   const store = new MemoryStore({ now: () => now })
