@@ -315,6 +315,11 @@ for (const mode of MODES) {
     t.equal((await inject('k', 'body')).payload, first.payload)
     t.equal((await inject('k', Readable.from(['bo', 'dy']))).headers['idempotent-replayed'], 'true')
     t.equal((await inject('k', 'other')).statusCode, 409)
+    // One chunk, larger than any that a socket delivers.
+    const large = 'x'.repeat(100_000)
+    await inject('large', large)
+    t.equal((await inject('large', Readable.from([large.slice(1), 'x']))).headers['idempotent-replayed'], 'true')
+    t.equal((await inject('large', large + 'x')).statusCode, 409)
     const empty = await inject('empty')
     t.equal((await inject('empty')).payload, empty.payload)
     t.equal((await inject('empty', '{"a":1}', 'application/json')).statusCode, 409)

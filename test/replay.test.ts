@@ -264,3 +264,20 @@ t.test('events tell what happened, with the key, and never a body or a credentia
   t.match(log.join(''), 'cannot be kept')
   t.notMatch(log.join(''), /secret-token|4242424242424242|a kept body/)
 })
+
+t.test('G13: a hook that changes the payload and its length does so once', async t => {
+  const { post } = await start(t, 'memory', {
+    before: app => {
+      app.addHook('onSend', async (_request, reply, payload) => {
+        const longer = `${String(payload)}!`
+        reply.header('content-length', longer.length)
+        return longer
+      })
+    },
+    routes: app => app.post('/', async () => 'ok')
+  })
+  for (const replayed of [false, true]) {
+    const answer = await post('k', '{}')
+    t.same([answer.text, answer.headers['content-length'], answer.replayed], ['ok!', '3', replayed])
+  }
+})
