@@ -18,7 +18,7 @@ export function storeKey (prefix: string, scope: string | undefined, key: string
  * checksum of the target let a mismatch say what differed.
  */
 export function fingerprintOf (key: string, method: string, target: string, digest: (salt: string) => string): string {
-  return `${digest(`${key.length}:${key}${method} ${target}`)}.${method}.${hashOf(key + target)}`
+  return `${digest(`${key.length}:${key}${method} ${target}`)}.${method}.${hashOf(target, hashOf(key))}`
 }
 
 /** The digest of what a route's own function has made of a request. */

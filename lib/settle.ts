@@ -29,7 +29,7 @@ const ignore = (): void => {}
 /** The response's 'close' always comes, also where no hook runs: hijacked, raw, cut off. */
 export function settleOnClose (core: Core, exchange: Exchange): void {
   const { reply } = exchange
-  reply.raw.once('close', () => {
+  reply.raw.on('close', () => {
     if (!isOpen(exchange) || exchange.sending) return
     if (exchange.handler === 'none') return settle(core, exchange, undefined, ignore)
     // Replied past Fastify (hijack, raw, its last resort): done, though nobody saw with what.
