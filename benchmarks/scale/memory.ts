@@ -82,6 +82,7 @@ async function run (): Promise<Section> {
         store, count(keys), `${count(bytes)} B, ${FORMS[form]}`, count(response), count(perKey), count(perKey - response), counted === undefined ? '' : count(counted)
       ])
     },
+    notes: ['What Redis uses is by its own account, `used_memory`; its allocator rounds each value up to a size class: 512, 640, 768 bytes, and so on.'],
     data: sorted
   }
 }

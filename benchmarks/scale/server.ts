@@ -14,8 +14,10 @@ import { verify } from './figures.ts'
 export interface ServerOptions {
   /** The port of Redis; without it a MemoryStore keeps the keys. */
   redis?: number
-  /** Keys from 0 that the store has from the start. A MemoryStore has room for these and no more, and evicts one for each that is written. */
+  /** Keys, from 0 on, that the store has from the start. A MemoryStore has room for these and no more, and evicts one for each that is written. */
   filled?: number
+  /** Keys that a MemoryStore has seen by then, in all; of them it has the last `filled`. Default: no more than these. */
+  seen?: number
   /** What a duplicate waits for the original, ms; without it, it is refused. */
   wait?: number
   /** How long a handler takes, ms. */
@@ -48,11 +50,12 @@ let used = 0
 let watch: LoopWatch | undefined
 let writer = { stopped: false, written: 0, done: Promise.resolve() }
 
-async function open ({ redis, filled, wait, work = 0, barrier }: ServerOptions): Promise<number> {
+async function open ({ redis, filled, seen, wait, work = 0, barrier }: ServerOptions): Promise<number> {
   const one = await sizeOfOne()
   const memory = new MemoryStore({ maxBytes: filled === undefined ? Infinity : filled * one, now: () => performance.timeOrigin + performance.now() + clock })
   store = redis === undefined ? memory : new RedisStore(new Redis(redis, '127.0.0.1'))
-  next = filled ?? 0
+  next = (redis === undefined ? seen : undefined) ?? filled ?? 0
+  oldest = next - (filled ?? 0)
   if (redis === undefined) for (let index = 0; index < next; index++) await keep(store, index)
 
   let arrived = 0
