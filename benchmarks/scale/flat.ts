@@ -10,7 +10,7 @@ import type { Usage } from './server.ts'
 
 const SIZES = [1_000, 1_000_000]
 /** Each visits every size, in turn from another one on, so that a machine that slows down slows all. */
-const ROUNDS = 11
+const ROUNDS = 7
 const CLAIMS = 4_000
 const FRESH = 2_000
 const REQUESTS = 3_000
