@@ -8,7 +8,7 @@ export type Keys = 'none' | 'same' | 'fresh'
 export interface Case {
   /** The name of the ratio in results.json. */
   id: string
-  part: 'none' | 'replay' | 'first' | 'stream' | 'peers'
+  part: 'none' | 'replay' | 'first' | 'stream' | 'peers' | 'peers-redis' | 'peers-express'
   /** What is compared with what, the same for ours and the peers. */
   work: string
   subject: string
@@ -19,6 +19,9 @@ export interface Case {
   /** The ratio to reach, or `control`: no difference beyond the spread of the control. */
   target?: number | 'control'
 }
+
+/** Somebody else's package. */
+export const isPeer = ({ part }: Case): boolean => part.startsWith('peers')
 
 export const OURS = 'fastify-idempotency'
 const NODE = '@node-idempotency/core'
@@ -59,9 +62,9 @@ export const cases: Case[] = [
 
   { id: 'node-idempotency-replay', part: 'peers', work: work.replay, subject: NODE, app: 'node-idempotency', anchor: 'bare', ...replay },
   { id: 'node-idempotency-replay-16k', part: 'peers', work: work.replayLarge, subject: NODE, app: 'node-idempotency', anchor: 'bare', ...large },
-  { id: 'node-idempotency-replay-redis', part: 'peers', work: work.replayRedis, subject: NODE, app: 'node-idempotency-redis', anchor: 'redis-get', ...replay },
+  { id: 'node-idempotency-replay-redis', part: 'peers-redis', work: work.replayRedis, subject: NODE, app: 'node-idempotency-redis', anchor: 'redis-get', ...replay },
   { id: 'node-idempotency-first', part: 'peers', work: work.first, subject: NODE, app: 'node-idempotency', anchor: 'bare', ...first },
-  { id: 'node-idempotency-first-redis', part: 'peers', work: work.firstRedis, subject: NODE, app: 'node-idempotency-redis', anchor: 'redis-set-twice', ...first },
-  { id: 'express-idempotency-replay', part: 'peers', work: work.replayExpress, subject: EXPRESS, app: 'express-idempotency', anchor: 'bare-express', ...replay },
-  { id: 'express-idempotency-first', part: 'peers', work: work.firstExpress, subject: EXPRESS, app: 'express-idempotency', anchor: 'bare-express', ...first }
+  { id: 'node-idempotency-first-redis', part: 'peers-redis', work: work.firstRedis, subject: NODE, app: 'node-idempotency-redis', anchor: 'redis-set-twice', ...first },
+  { id: 'express-idempotency-replay', part: 'peers-express', work: work.replayExpress, subject: EXPRESS, app: 'express-idempotency', anchor: 'bare-express', ...replay },
+  { id: 'express-idempotency-first', part: 'peers-express', work: work.firstExpress, subject: EXPRESS, app: 'express-idempotency', anchor: 'bare-express', ...first }
 ]

@@ -1,5 +1,5 @@
 /** The parts that compare pairs. */
-import { cases, OURS, type Case } from './cases.ts'
+import { cases, isPeer, OURS, type Case } from './cases.ts'
 import { compare, type Comparison, type NotMeasured } from './measure.ts'
 import type { Part, Section } from './part.ts'
 import type { Spread } from './spread.ts'
@@ -28,7 +28,7 @@ export async function runPairs (pairs: Case[]): Promise<PairResults> {
   for (const pair of pairs) {
     process.stderr.write(`${pair.subject}: ${pair.work} … `)
     const result = await compare(pair)
-    if ('reason' in result && pair.part !== 'peers') throw new Error(`${pair.subject}, ${pair.work}: ${result.reason}`)
+    if ('reason' in result && !isPeer(pair)) throw new Error(`${pair.subject}, ${pair.work}: ${result.reason}`)
     process.stderr.write('reason' in result ? 'not measured\n' : `${result.ratio.median.toFixed(2)}\n`)
     results.push(result)
   }
@@ -53,7 +53,9 @@ const titles: Record<Case['part'], string> = {
   replay: 'Replays',
   first: 'First executions',
   stream: 'The unflattering case: every request a first execution with a large streamed body',
-  peers: 'Peers, against the same anchors'
+  peers: 'Peers with their in-process stores, against the same anchors',
+  'peers-redis': 'Peers with Redis, against the same anchors',
+  'peers-express': 'Peers under Express, against bare Express'
 }
 
 const pairPart = (name: Case['part']): Part<PairResults> => ({

@@ -7,9 +7,9 @@ import { keepAside } from './pin.ts'
 import { ratePart } from './rate.ts'
 import { stopRedis } from './redis.ts'
 import { markdownSection, markdownSummary, markdownTable, writeResults } from './report.ts'
+import { scaleParts } from './scale/index.ts'
 
-// Further parts go here.
-const parts: Part[] = [...pairParts, ratePart]
+const parts: Part[] = [...pairParts, ratePart, ...scaleParts]
 
 async function runAll (): Promise<void> {
   const sections: Record<string, Section> = {}

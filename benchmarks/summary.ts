@@ -1,5 +1,5 @@
 /** One line per piece of work: ours beside the anchor and the best peer. */
-import { cases, OURS, work, type Case } from './cases.ts'
+import { cases, isPeer, OURS, work, type Case } from './cases.ts'
 import type { Comparison } from './measure.ts'
 import { pairParts, ratioText, type PairResults } from './pairs.ts'
 import type { Section, Table } from './part.ts'
@@ -18,7 +18,7 @@ export function summarize (results: Comparison[]): Line[] {
       const result = results.find(({ id }) => id === pair.id)
       return result === undefined ? [] : [{ pair, result }]
     })
-    const peers = rated.filter(({ pair }) => pair.part === 'peers').sort((a, b) => b.result.ratio.median - a.result.ratio.median)
+    const peers = rated.filter(({ pair }) => isPeer(pair)).sort((a, b) => b.result.ratio.median - a.result.ratio.median)
     return { work: each, ours: rated.find(({ pair }) => pair.subject === OURS), peer: peers[0] }
   })
 }
