@@ -23,6 +23,6 @@ export async function describeMachine (): Promise<Machine> {
 
 export const machineText = ({ cpu, cores, node, redis, date, pinned, rounds, seconds, rejected }: Machine): string =>
   `${cpu}, ${cores} cores; Node.js ${node}; ${redis}; ${date}. ` +
-  (pinned ? 'The server on one core, the load and Redis on the others. ' : 'Nothing is pinned to a core: taskset is missing or there is one core only. ') +
-  `Medians of ${rounds} interleaved rounds of ${seconds} s; in brackets, the lowest and the highest round.` +
+  (pinned ? 'Ratios: the server on one core, the load and Redis on the others; ' : 'Nothing is pinned to a core: taskset is missing or there is one core only. Ratios: ') +
+  `medians of ${rounds} interleaved rounds of ${seconds} s; in brackets, the lowest and the highest round.` +
   (rejected === 0 ? '' : ` Rejected and measured again, because requests failed or the machine stood still: ${rejected}.`)
