@@ -88,7 +88,8 @@ export class RequestBody {
   }
 
   #onData = (chunk: Buffer | string): void => {
-    const bytes = typeof chunk === 'string' ? Buffer.from(chunk) : chunk
+    // A parser may have set an encoding; a stream of another's may give strings as it likes.
+    const bytes = typeof chunk === 'string' ? Buffer.from(chunk, this.#stream.readableEncoding ?? 'utf8') : chunk
     this.length += bytes.length
     // One chunk, the usual case, is cheaper to hash in one shot at the end.
     const [first] = this.#chunks

@@ -30,6 +30,8 @@ export function keep (core: Core, exchange: Exchange, payload: unknown, done: Do
     case 'free': return free(core, exchange, body, done)
     case 'keep': return keepBody(core, exchange, body, done)
     case 'wait':
+      // The stream may be the request's own body, read by the response.
+      if (isStream(body)) return keepBody(core, exchange, body, done)
       exchange.sending = true
       exchange.body.drain(false, error => error === undefined ? keepBody(core, exchange, body, done) : free(core, exchange, body, done))
   }
@@ -45,7 +47,7 @@ function keepBody (core: Core, exchange: Exchange, body: unknown, done: Done): v
   const headers = exchange.leaving = reply.getHeaders()
   let outcome
   try {
-    outcome = capture(reply, headers, exchange.fingerprint, route.replayHeaders)
+    outcome = capture(reply, headers, exchange.body.whole ? exchange.fingerprint : '', route.replayHeaders)
   } catch (error) {
     return done(error as Error)
   }
@@ -72,6 +74,7 @@ function settleReply (core: Core, exchange: Exchange, outcome: Outcome | undefin
   })
 }
 
+/** Keeps a stream when it ends, once the request's body is whole as well. */
 function keepStream (core: Core, exchange: Exchange, outcome: Outcome, source: ByteStream, done: Done): void {
   exchange.sending = true
   const end = (result: Outcome | undefined): Promise<boolean> => new Promise(resolve => {
@@ -80,8 +83,13 @@ function keepStream (core: Core, exchange: Exchange, outcome: Outcome, source: B
       resolve(settled === undefined)
     })
   })
+  const whole = (): Promise<boolean> => new Promise(resolve => exchange.body.drain(false, error => resolve(error === undefined)))
   done(null, tee(source, exchange.route.maxResponseBytes,
-    body => end(body === undefined ? unreplayable(outcome.status, outcome.fingerprint) : { ...outcome, body }),
+    async body => {
+      if (!await whole()) return await end(undefined)
+      const { fingerprint } = exchange
+      return await end(body === undefined ? unreplayable(outcome.status, fingerprint) : { ...outcome, fingerprint, body })
+    },
     async () => { if (exchange.holding) await end(undefined) }))
 }
 

@@ -281,3 +281,44 @@ t.test('G13: a hook that changes the payload and its length does so once', async
     t.same([answer.text, answer.headers['content-length'], answer.replayed], ['ok!', '3', replayed])
   }
 })
+
+for (const mode of MODES) {
+  t.test(`G8, G13: a response that streams the request's own body back (${mode})`, async t => {
+    let runs = 0
+    const { post } = await start(t, mode, {
+      before: app => { app.addContentTypeParser('application/x-echo', (_request, payload, done) => done(null, payload)) },
+      routes: app => app.post('/', (request, reply) => {
+        runs++
+        reply.type('application/x-echo').send(request.body)
+      })
+    })
+    for (const body of ['x', Buffer.alloc(300_000, 'abc'), ['several ', 'chunks']]) {
+      const key = `k${String(body.length)}`
+      const headers = { 'content-type': 'application/x-echo', 'idempotency-key': key }
+      const sent = Array.isArray(body) ? body.join('') : String(body)
+      for (const replayed of [false, true]) {
+        const answer = await post(key, body, { headers })
+        t.same([answer.status, answer.text === sent, answer.replayed], [200, true, replayed], key)
+      }
+      t.equal((await post(key, 'another', { headers })).status, 409)
+    }
+    t.equal(runs, 3)
+  })
+}
+
+t.test('G8: a parser that sets an encoding does not change what is compared', async t => {
+  const { post } = await start(t, 'memory', {
+    before: app => {
+      app.addContentTypeParser('application/x-latin1', (_request, payload, done) => {
+        let text = ''
+        payload.setEncoding('latin1').on('data', chunk => { text += String(chunk) }).on('end', () => done(null, text))
+      })
+    },
+    routes: app => app.post('/', async request => ({ length: (request.body as string).length }))
+  })
+  const headers = { 'content-type': 'application/x-latin1', 'idempotency-key': 'k' }
+  const body = Buffer.from([0, 128, 255, 254])
+  t.equal((await post('k', body, { headers })).text, '{"length":4}')
+  t.equal((await post('k', body, { headers })).replayed, true)
+  t.equal((await post('k', Buffer.from([0, 128, 255, 253]), { headers })).status, 409)
+})
