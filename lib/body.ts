@@ -1,6 +1,9 @@
-import { createHash, hash, type Hash } from 'node:crypto'
+import { createHash, hash, randomUUID, type Hash } from 'node:crypto'
 import type { Readable } from 'node:stream'
 import type { FastifyRequest } from 'fastify'
+
+/** Encodings, beside UTF-8, whose text tells every byte. */
+const EXACT = new Set(['latin1', 'binary', 'hex', 'base64', 'base64url'])
 
 /** Used within one call only. */
 const SCRATCH = Buffer.allocUnsafeSlow(65_536)
@@ -19,6 +22,8 @@ export class RequestBody {
   /** All chunks with `collect`, else the first. */
   readonly #chunks: Buffer[] = []
   #hash: Hash | undefined
+  #ambiguous = false
+  #cut = false
   #waiting: ((error?: Error) => void) | undefined
   #stopWatching: (() => void) | undefined
 
@@ -41,8 +46,9 @@ export class RequestBody {
     if (!this.whole && payload !== this.#stream) payload.on('error', () => {})
   }
 
-  /** The SHA-256 of the body, `suffix` and the suffix's length in bytes; only once it is whole. */
-  digest (suffix: string): string {
+  /** The SHA-256 of the body, `salt` and the salt's length in bytes; only once it is whole. */
+  digest (salt: string): string {
+    const suffix = this.#ambiguous ? salt + randomUUID() : salt
     const [first] = this.#chunks
     const bodyLength = this.#hash === undefined ? first?.length ?? 0 : Infinity
     // One shot over one piece of memory is the cheapest way to hash a small body.
@@ -68,7 +74,7 @@ export class RequestBody {
   drain (answered: boolean, done: (error?: Error) => void): void {
     if (this.whole) return done()
     const stream = this.#stream
-    if (stream.destroyed) return done(cutOff())
+    if (stream.destroyed || this.#cut) return done(cutOff())
     this.#waiting = done
     const onClose = (): void => { if (!this.whole) this.#settle(cutOff()) }
     stream.on('close', onClose)
@@ -88,8 +94,7 @@ export class RequestBody {
   }
 
   #onData = (chunk: Buffer | string): void => {
-    // A parser may have set an encoding; a stream of another's may give strings as it likes.
-    const bytes = typeof chunk === 'string' ? Buffer.from(chunk, this.#stream.readableEncoding ?? 'utf8') : chunk
+    const bytes = typeof chunk === 'string' ? this.#encode(chunk) : chunk
     this.length += bytes.length
     // One chunk, the usual case, is cheaper to hash in one shot at the end.
     const [first] = this.#chunks
@@ -101,7 +106,19 @@ export class RequestBody {
     }
   }
 
+  /** A parser has set an encoding. Where its text may stand for several bodies, none is the same as this one. */
+  #encode (text: string): Buffer {
+    const encoding = this.#stream.readableEncoding ?? 'utf8'
+    if (encoding === 'utf8' ? text.includes('\ufffd') : !EXACT.has(encoding)) this.#ambiguous = true
+    return Buffer.from(text, encoding)
+  }
+
   #onEnd = (): void => {
+    // Over HTTP/2, Node.js ends a body that was cut off as if it were whole; but then its stream is closed already.
+    if ((this.#request.raw as { stream?: { closed: boolean } }).stream?.closed === true) {
+      this.#cut = true
+      return this.#settle(cutOff())
+    }
     this.whole = true
     this.#stream.off('data', this.#onData)
     this.#settle()

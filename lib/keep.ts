@@ -110,6 +110,8 @@ export function onSend (core: Core, unseen: boolean, isFinal: () => boolean): on
   return (request, reply, payload, done) => {
     const exchange = request.idempotency as Exchange | null
     if (exchange === null || exchange.unseen !== unseen) return done()
+    // A second reply behind one that was kept and has left is Fastify's to refuse.
+    if (exchange.settled && reply.raw.headersSent) return done()
     if (exchange.passing) {
       // Sent twice, or a timeout: the first reply leaves as soon as the store has it.
       exchange.dropped = true

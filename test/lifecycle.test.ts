@@ -405,6 +405,18 @@ for (const mode of STORES) {
     await entered.promise
     stream.close(http2.constants.NGHTTP2_CANCEL)
     await until(async () => (await app.idempotency.inspect({ key: 'gone' }))?.state === 'completed', 'the result of a cancelled stream')
+
+    // Node.js ends the body of a stream that was cut off as if it were whole.
+    for (const length of [{}, { 'content-length': 8 }]) {
+      const key = `cut ${Object.keys(length).length}`
+      const cut = session.request({ ':method': 'POST', ':path': '/', 'idempotency-key': key, 'content-type': 'application/json', ...length })
+      cut.on('error', () => {})
+      cut.write('{"a":1')
+      await until(async () => (await app.idempotency.inspect({ key }))?.state === 'held', 'the key is held')
+      cut.destroy(new Error('cut off'))
+      await until(async () => (await app.idempotency.inspect({ key }))?.state === 'freed', 'the key is free')
+      t.same([(await post(key, '{"a":1}')).status, (await post(key, '{"a":1}')).replayed], [201, 'true'])
+    }
   })
 
   t.test(`G1: a replay never lets the handler run, though another onSend is slow and the client leaves (${mode})`, async t => {

@@ -309,16 +309,39 @@ for (const mode of MODES) {
 t.test('G8: a parser that sets an encoding does not change what is compared', async t => {
   const { post } = await start(t, 'memory', {
     before: app => {
-      app.addContentTypeParser('application/x-latin1', (_request, payload, done) => {
-        let text = ''
-        payload.setEncoding('latin1').on('data', chunk => { text += String(chunk) }).on('end', () => done(null, text))
-      })
+      for (const encoding of ['latin1', 'utf8', 'ascii'] as const) {
+        app.addContentTypeParser(`application/${encoding}`, (_request, payload, done) => {
+          let text = ''
+          payload.setEncoding(encoding).on('data', chunk => { text += String(chunk) }).on('end', () => done(null, text))
+        })
+      }
     },
     routes: app => app.post('/', async request => ({ length: (request.body as string).length }))
   })
-  const headers = { 'content-type': 'application/x-latin1', 'idempotency-key': 'k' }
-  const body = Buffer.from([0, 128, 255, 254])
-  t.equal((await post('k', body, { headers })).text, '{"length":4}')
-  t.equal((await post('k', body, { headers })).replayed, true)
-  t.equal((await post('k', Buffer.from([0, 128, 255, 253]), { headers })).status, 409)
+  const bytes = async (encoding: string, ...body: number[]): Promise<[status: number, replayed: boolean]> => {
+    const { status, replayed } = await post('k', Buffer.from(body), { headers: { 'content-type': `application/${encoding}`, 'idempotency-key': encoding } })
+    return [status, replayed]
+  }
+  t.same(await bytes('latin1', 0, 128, 255), [200, false])
+  t.same(await bytes('latin1', 0, 128, 255), [200, true])
+  t.same(await bytes('latin1', 0, 128, 254), [409, false])
+  t.same(await bytes('utf8', 0xff), [200, false])
+  t.same(await bytes('utf8', 0xef, 0xbf, 0xbd), [409, false], 'what the first was decoded to is another body')
+  t.same(await bytes('ascii', 0xc1), [200, false])
+  t.same(await bytes('ascii', 0x41), [409, false])
 })
+
+for (const mode of MODES) {
+  t.test(`G2: of two replies behind an asynchronous hook, the one that was sent is kept (${mode})`, async t => {
+    const { post } = await start(t, mode, {
+      before: app => { app.addHook('onSend', async (_request, _reply, payload) => `${String(payload)}!`) },
+      routes: app => app.post('/', (_request, reply) => {
+        reply.send('one')
+        reply.send('two')
+      })
+    })
+    const first = await post('k', '{}')
+    const retry = await post('k', '{}')
+    t.same([first.text, retry.text, retry.replayed], ['one!', first.text, true])
+  })
+}

@@ -90,6 +90,13 @@ t.test('G14: MemoryStore drops the oldest first whatever their ttl, and finds al
   t.ok(store.bytes <= 1_000_000)
 })
 
+t.test('G1, G14: MemoryStore knows that a response was sent which is larger than its maxBytes', async t => {
+  const store = new MemoryStore({ maxBytes: 5_000 })
+  store.claim('k', claim)
+  store.complete('k', token, { ...outcome, body: 'x'.repeat(5_000) }, 60_000)
+  t.match(store.claim('k', { ...claim, token: 'b'.repeat(36) }), { outcome: 'completed', result: { status: 200, replayable: false, body: '' } })
+})
+
 t.test('G13: what MemoryStore has handed out stays as it is when its memory is used again', async t => {
   const store = new MemoryStore({ maxBytes: 600_000 })
   const large = { ...outcome, body: Buffer.alloc(10_000, 'a'), text: false }

@@ -16,7 +16,7 @@ export function clientKey (index: number): string {
   const start = `key-${String(index).padStart(12, '0')}`
   for (const letter of 'abcdefghijklmnopqrstuvwxyz') {
     // A fingerprint ends in this number.
-    if (hashOf(start + letter + PATH) >= 1e9) return start + letter
+    if (String(hashOf(start + letter + PATH) & 0xfffff).length === 6) return start + letter
   }
   throw new Error(`No key ${index} has a fingerprint of the usual length`)
 }

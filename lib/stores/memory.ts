@@ -102,7 +102,9 @@ export class MemoryStore implements Store {
   }
 
   complete (key: string, token: string, outcome: Outcome, ttl: number): boolean {
-    return this.#end(key, token, ttl, outcome, true)
+    // What can never fit is still known to be done.
+    const fits = Buffer.byteLength(outcome.body) < this.#maxBytes
+    return this.#end(key, token, ttl, fits ? outcome : { ...outcome, replayable: false, headers: [], body: '' }, true)
   }
 
   release (key: string, token: string, ttl: number, executed: boolean): boolean {
