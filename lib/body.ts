@@ -2,8 +2,8 @@ import { createHash, hash, randomUUID, type Hash } from 'node:crypto'
 import type { Readable } from 'node:stream'
 import type { FastifyRequest } from 'fastify'
 
-/** Encodings, beside UTF-8, whose text tells every byte. */
-const EXACT = new Set(['latin1', 'binary', 'hex', 'base64', 'base64url'])
+/** Encodings, beside UTF-8, whose text tells every byte; `null`: a stream of texts, which are the body themselves. */
+const EXACT = new Set<string | null>([null, 'latin1', 'binary', 'hex', 'base64', 'base64url'])
 
 /** Used within one call only. */
 const SCRATCH = Buffer.allocUnsafeSlow(65_536)
@@ -108,7 +108,7 @@ export class RequestBody {
 
   /** A parser has set an encoding. Where its text may stand for several bodies, none is the same as this one. */
   #encode (text: string): Buffer {
-    const encoding = this.#stream.readableEncoding ?? 'utf8'
+    const encoding = this.#stream.readableEncoding as BufferEncoding
     if (encoding === 'utf8' ? text.includes('\ufffd') : !EXACT.has(encoding)) this.#ambiguous = true
     return Buffer.from(text, encoding)
   }

@@ -635,3 +635,18 @@ for (const mode of MODES) {
     }
   })
 }
+
+t.test('G8: a streamed response to an upload that is cut off meanwhile is not kept', async t => {
+  let runs = 0
+  const { app, port, post } = await start(t, 'memory', {
+    before: app => { app.addContentTypeParser('text/lazy', (_request, _payload, done) => done(null)) },
+    routes: app => app.post('/', async () => { runs++; return Readable.from(['several', 'chunks']) })
+  })
+  const headers = { 'content-type': 'text/lazy', 'idempotency-key': 'cut' }
+  const socket = await cutting(port, `POST / HTTP/1.1\r\nHost: x\r\nIdempotency-Key: cut\r\nContent-Type: text/lazy\r\nContent-Length: 9\r\n\r\nhalf`)
+  await once(socket, 'data')
+  socket.destroy()
+  await until(async () => (await app.idempotency.inspect({ key: 'cut' }))?.state === 'freed', 'the key is free')
+  t.same([(await post('cut', 'half more', { headers })).text, runs], ['severalchunks', 2])
+  t.equal((await post('cut', 'half more', { headers })).replayed, true)
+})
