@@ -36,6 +36,8 @@ export class Exchange implements RequestIdempotency {
   readonly token = randomUUID()
   storeKey = ''
   next: Exchange | undefined
+  /** Rises with each key that this process takes. */
+  order = 0
   claim: Claim | undefined
   /** A claim was asked for: the key has been read and is valid. */
   taken = false

@@ -19,6 +19,7 @@ export class Leases {
   readonly #idle: Array<() => void> = []
   #timer: NodeJS.Timeout | undefined
   #period = Infinity
+  #count = 0
 
   constructor (store: Store, bounded: Bounded) {
     this.#store = store
@@ -26,6 +27,7 @@ export class Leases {
   }
 
   add (exchange: Exchange): void {
+    exchange.order = this.#count++
     this.#held.add(exchange)
     const period = Math.max(1, Math.min(exchange.route.lease / 3, TELL_MS) / 2)
     if (this.#timer !== undefined && period >= this.#period) return
@@ -71,11 +73,14 @@ export class Leases {
   #renewDue (): void {
     if (this.#held.size === 0) return this.stop()
     const now = performance.now()
-    this.#held.forEach(exchange => {
+    const held: Exchange[] = []
+    this.#held.forEach(exchange => { held.push(exchange) })
+    // The one that was taken first is renewed first.
+    for (const exchange of held.sort((a, b) => a.order - b.order)) {
       const { route: { lease }, body, told, renewedAt } = exchange
       if (isOverdue(exchange, now)) loseLease(exchange)
       if (now - renewedAt >= Math.min(lease / 3, !told && body.whole ? TELL_MS : Infinity)) this.#renewHeld(exchange, now)
-    })
+    }
   }
 
   /** Sends one renewal, which also tells the fingerprint. */
