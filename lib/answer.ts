@@ -1,6 +1,6 @@
 import type { FastifyReply, FastifyRequest } from 'fastify'
 import type { Core } from './core.ts'
-import { IdempotencyError, renderError } from './errors.ts'
+import { IdempotencyError, renderError, typeOf } from './errors.ts'
 import { publish, type EventName } from './events.ts'
 import type { Exchange } from './exchange.ts'
 import type { RouteConfig } from './options.ts'
@@ -81,14 +81,17 @@ function setRetryAfter (reply: FastifyReply, { retryAfter }: IdempotencyError): 
 
 /** The payload of a refusal, or the error that is to go through Fastify's error handler instead. */
 function render (core: Core, request: FastifyRequest, reply: FastifyReply, { errors }: RouteConfig, error: IdempotencyError): { thrown?: Error, payload?: Buffer } {
+  const { profile, docsUrl } = core.config
+  Object.assign(error, profile.answers[error.code])
   if (errors === 'throw') return { thrown: error }
   let rendered
   try {
-    rendered = renderError(error, request, errors, core.config.docsUrl)
+    rendered = renderError(error, request, errors, docsUrl)
   } catch (thrown) {
     return { thrown: thrown as Error }
   }
   reply.code(error.statusCode).header('content-type', rendered.contentType)
+  if (errors === 'problem') reply.headers(profile.fields(typeOf(error.code, docsUrl)))
   // Bytes: the route's response schema would strip fields, and Fastify adds a charset to a string's type.
   return { payload: Buffer.from(rendered.payload) }
 }

@@ -1,6 +1,7 @@
 import { createHash, hash, randomUUID, type Hash } from 'node:crypto'
 import type { Readable } from 'node:stream'
 import type { FastifyRequest } from 'fastify'
+import { boundaryOf, MultipartHash } from './multipart.ts'
 
 /** Encodings, beside UTF-8, whose text tells every byte; `null`: a stream of texts, which are the body themselves. */
 const EXACT = new Set<string | null>([null, 'latin1', 'binary', 'hex', 'base64', 'base64url'])
@@ -22,6 +23,8 @@ export class RequestBody {
   /** All chunks with `collect`, else the first. */
   readonly #chunks: Buffer[] = []
   #hash: Hash | undefined
+  /** Stands in the place of `#hash` until the body's end. */
+  #multipart: MultipartHash | undefined
   #ambiguous = false
   #cut = false
   #waiting: ((error?: Error) => void) | undefined
@@ -35,6 +38,8 @@ export class RequestBody {
     this.present = hasBody(request)
     this.whole = !this.present
     if (this.whole) return
+    const boundary = collect ? undefined : boundaryOf(request.headers['content-type'])
+    if (boundary !== undefined) this.#multipart = new MultipartHash(boundary)
     // Unlike on('data'), which a Readable overrides, this does not make the stream flow: only whoever reads the body may do that.
     stream.prependListener('data', this.#onData)
     stream.on('end', this.#onEnd)
@@ -46,9 +51,10 @@ export class RequestBody {
     if (!this.whole && payload !== this.#stream) payload.on('error', () => {})
   }
 
-  /** The SHA-256 of the body, `salt` and the salt's length in bytes; only once it is whole. */
+  /** The SHA-256 of the body (of its parts, where it is multipart), `salt` and the salt's length in bytes; only once it is whole. */
   digest (salt: string): string {
-    const suffix = this.#ambiguous ? salt + randomUUID() : salt
+    const kind = this.#multipart === undefined ? salt : `multipart ${salt}`
+    const suffix = this.#ambiguous ? kind + randomUUID() : kind
     const [first] = this.#chunks
     const bodyLength = this.#hash === undefined ? first?.length ?? 0 : Infinity
     // One shot over one piece of memory is the cheapest way to hash a small body.
@@ -96,6 +102,7 @@ export class RequestBody {
   #onData = (chunk: Buffer | string): void => {
     const bytes = typeof chunk === 'string' ? this.#encode(chunk) : chunk
     this.length += bytes.length
+    if (this.#multipart !== undefined) return this.#multipart.update(bytes)
     // One chunk, the usual case, is cheaper to hash in one shot at the end.
     const [first] = this.#chunks
     if (first === undefined || this.#collect) {
@@ -120,6 +127,7 @@ export class RequestBody {
       return this.#settle(cutOff())
     }
     this.whole = true
+    this.#hash ??= this.#multipart?.end()
     this.#stream.off('data', this.#onData)
     this.#settle()
   }

@@ -45,9 +45,14 @@ export function renderError (error: IdempotencyError, request: FastifyRequest, f
       : { contentType: JSON_TYPE, payload: JSON.stringify(payload) ?? '' }
   }
   const { code, title, message, statusCode } = error
-  const type = docsUrl === undefined ? `urn:problem-type:${code}` : `${docsUrl}#${code}`
+  const type = typeOf(code, docsUrl) ?? `urn:problem-type:${code}`
   return form === 'problem'
     // RFC 9457, section 3; code and request_id are extension members (section 3.2).
     ? { contentType: 'application/problem+json', payload: JSON.stringify({ type, title, status: statusCode, detail: message, code, request_id: request.id }) }
     : { contentType: JSON_TYPE, payload: JSON.stringify({ status: 'error', code, title, message, type, request_id: request.id }) }
+}
+
+/** Where an error is documented. */
+export function typeOf (code: IdempotencyErrorCode, docsUrl: string | undefined): string | undefined {
+  return docsUrl === undefined ? undefined : `${docsUrl}#${code}`
 }

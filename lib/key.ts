@@ -3,16 +3,16 @@ import { IdempotencyError } from './errors.ts'
 import type { Config } from './options.ts'
 
 /**
- * The idempotency key in the header that the request has, as the client sent it.
+ * The idempotency key in the header that the request has.
  * Two lines are one key too many: Node.js would join them with a comma.
- * @throws {IdempotencyError} idempotency_key_invalid when it came on two.
+ * @throws {IdempotencyError} idempotency_key_invalid when it came on two, or the profile wants another form.
  */
-export function readKey (request: FastifyRequest, { header, headerName }: Config): string {
+export function readKey (request: FastifyRequest, { header, headerName, profile }: Config): string {
   const value = request.headers[header] as string | string[]
   if (Array.isArray(value) || (value.includes(',') && countLines(request.raw.rawHeaders, header) > 1)) {
     throw new IdempotencyError('idempotency_key_invalid', `The ${headerName} header must be sent once; it came on several lines.`)
   }
-  return value
+  return profile.keyOf(value, headerName)
 }
 
 /** What is wrong with a key, or `null`; a `key` option may have returned anything. */

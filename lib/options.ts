@@ -1,5 +1,6 @@
 import type { FastifyRequest } from 'fastify'
 import type { ErrorForm } from './errors.ts'
+import { PROFILES, type Profile } from './profile.ts'
 import type { RedisClient } from './stores/redis.ts'
 import { assertStore, type Store } from './store.ts'
 
@@ -40,7 +41,7 @@ export interface IdempotencyRouteOptions {
   replayHeaders?: (name: string) => boolean
   /** When the store cannot be reached in time: `503 idempotency_store_unavailable`, or run unprotected. Default `'reject'`. */
   onStoreError?: 'reject' | 'bypass'
-  /** The form of the plugin's own answers. Default `'envelope'`. */
+  /** The form of the plugin's own answers. Default `'envelope'`; `'problem'` (RFC 9457) with `profile: 'ietf'`. */
   errors?: ErrorForm
 }
 
@@ -66,8 +67,8 @@ export interface FastifyIdempotencyOptions extends IdempotencyRouteOptions {
   storeTimeout?: number
   /** The base of the error `type`: `docsUrl + '#' + code`. Default: `urn:problem-type:<code>`. */
   docsUrl?: string
-  /** The rules of the protocol. Only `'default'` in this release. */
-  profile?: 'default'
+  /** The rules of the protocol: this plugin's own, or draft-ietf-httpapi-idempotency-key-header-07. Default `'default'`. */
+  profile?: keyof typeof PROFILES
 }
 
 type Optional = 'key' | 'fingerprint'
@@ -88,6 +89,7 @@ export interface Config {
   replayedHeaderName: string
   storeTimeout: number
   docsUrl: string | undefined
+  profile: Profile
   route: RouteConfig
 }
 
@@ -139,10 +141,10 @@ const RULES: Record<keyof FastifyIdempotencyOptions, Rule> = {
   replayedHeaderName: FIELD_NAME,
   storeTimeout: TIMER_MS,
   docsUrl: { test: value => typeof value === 'string' && URL.canParse(value), want: 'an absolute URL' },
-  profile: oneOf('default')
+  profile: oneOf(...Object.keys(PROFILES))
 }
 
-const ROUTE_DEFAULTS: RouteConfig = {
+const ROUTE_DEFAULTS: Omit<RouteConfig, 'errors'> = {
   maxKeyLength: 255,
   required: false,
   scope: credential,
@@ -155,21 +157,34 @@ const ROUTE_DEFAULTS: RouteConfig = {
   cacheable: status => status >= 200 && status < 500 && status !== 429,
   maxResponseBytes: 1_048_576,
   replayHeaders: isReplayedByDefault,
-  onStoreError: 'reject',
-  errors: 'envelope'
+  onStoreError: 'reject'
 }
 
 /** @throws {TypeError} naming the first option that is unknown or wrong. */
 export function parseOptions (options: FastifyIdempotencyOptions): Config {
   const given = check(options, RULES, 'fastify-idempotency: ')
-  const { store, redis, minReplicas = 0, prefix = 'idempotency:', global = true, methods = ['POST', 'PATCH'], headerName = 'Idempotency-Key', replayedHeaderName = 'Idempotent-Replayed', storeTimeout = 1_000, docsUrl, profile: _profile, ...route } = given
+  const { store, redis, minReplicas = 0, prefix = 'idempotency:', global = true, methods = ['POST', 'PATCH'], headerName = 'Idempotency-Key', replayedHeaderName = 'Idempotent-Replayed', storeTimeout = 1_000, docsUrl, profile = 'default', ...route } = given
   if (store !== undefined && redis !== undefined) {
     throw new TypeError('fastify-idempotency: options "store" and "redis" exclude each other; give the one that is to be used')
   }
   if (store !== undefined && minReplicas > 0) {
     throw new TypeError('fastify-idempotency: option "minReplicas" belongs to the option "redis"; a store of your own sees to its replicas itself')
   }
-  return { store, redis, minReplicas, prefix, global, methods: new Set(methods.map(method => method.toUpperCase())), headerName, header: headerName.toLowerCase(), replayedHeaderName, storeTimeout, docsUrl, route: { ...ROUTE_DEFAULTS, ...route } }
+  return {
+    store,
+    redis,
+    minReplicas,
+    prefix,
+    global,
+    methods: new Set(methods.map(method => method.toUpperCase())),
+    headerName,
+    header: headerName.toLowerCase(),
+    replayedHeaderName,
+    storeTimeout,
+    docsUrl,
+    profile: PROFILES[profile],
+    route: { ...ROUTE_DEFAULTS, errors: PROFILES[profile].form, ...route }
+  }
 }
 
 /** @throws {TypeError} naming the route and its first option that is unknown or wrong. */
