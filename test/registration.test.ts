@@ -45,7 +45,7 @@ t.test('a wrong or unknown option fails at start-up with an error that names it'
     [{ storeTimeout: Infinity }, /option "storeTimeout"/],
     [{ errors: 'xml' }, /option "errors" must be one of 'envelope', 'problem', 'throw', or a function/],
     [{ docsUrl: '/errors' }, /option "docsUrl" must be an absolute URL/],
-    [{ profile: 'ietf' }, /option "profile" must be one of 'default'/],
+    [{ profile: 'rfc' }, /option "profile" must be one of 'default', 'ietf'/],
     [{ store: {} }, /option "store".*has no method "claim"/],
     [{ store: null }, /option "store"/],
     [{ store: new MemoryStore(), redis: {} }, /options "store" and "redis" exclude each other/],
