@@ -19,7 +19,7 @@ export interface IdempotencyRouteOptions {
   required?: boolean
   /** Whose key it is; stored hashed only. Default: the `Authorization` header, else `x-api-key`, else one anonymous scope. */
   scope?: (request: FastifyRequest) => MaybePromise<string | undefined>
-  /** What makes two requests the same, beside method and route. Default: method, URL and raw body bytes. */
+  /** What makes two requests the same, beside method and route. Default: method, URL and raw body bytes; of a multipart body its parts, whatever the boundary. */
   fingerprint?: (request: FastifyRequest, body: Buffer) => string | Buffer
   /** The stage at whose end the key is taken. Default `'onRequest'`. */
   hook?: Stage
