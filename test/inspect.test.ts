@@ -47,7 +47,7 @@ for (const mode of STORES) {
     const paying = pay()
     await started.promise
     const held = await post('/admin/keys', fields)
-    t.match(textOf(held.text), /State held Executions so far 2 .*Lease ends, unless renewed .*its handler still runs, it loses its lease/)
+    t.match(textOf(held.text), /Key order-1 State held Executions so far 2 .*Lease ends, unless renewed .*its handler still runs, it loses its lease/)
     finish.open()
     t.equal((await paying).status, 201)
 

@@ -32,6 +32,7 @@ export function show (prefix: string, { scope, key, entry }: Found, error?: stri
   }
   const { state, attempt, since, until, status, replayable } = entry
   const rows: Array<[string, string]> = [
+    ['Key', `<code>${escape(key)}</code>`],
     ['State', `<strong class="${state}">${state}</strong>`],
     ['Executions so far', escape(attempt)],
     ['In this state since', time(since)],
