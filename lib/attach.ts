@@ -7,6 +7,7 @@ import { Exchange } from './exchange.ts'
 import { noteError, watchHandler, watchReply } from './handler.ts'
 import { onSend } from './keep.ts'
 import { parseRouteOptions, type Config, type RouteConfig, type Stage } from './options.ts'
+import { participants } from './routes.ts'
 import { handlerEnded, handlerFailed } from './settle.ts'
 import { act, refuseMissing, take } from './take.ts'
 
@@ -29,10 +30,11 @@ export function routeConfig (config: Config, given: unknown, methods: string[], 
  * Puts the plugin on one route that is being declared: every hook at the end of its stage.
  * Arrays are made anew: those in `route` are the user's own.
  */
-export function attachToRoute (core: Core, declared: FastifyRoute): void {
+export function attachToRoute (core: Core, instance: FastifyInstance, declared: FastifyRoute): void {
   const methods = [declared.method].flat().map(method => method.toUpperCase())
   const route = routeConfig(core.config, declared.config?.idempotency, methods, declared.url)
   if (route === undefined) return
+  participants.set(declared, { config: { ...core.config, route }, instance })
   const several = methods.some(method => !core.config.methods.has(method))
   const takesPart = (request: FastifyRequest): boolean => !several || core.config.methods.has(request.method)
 

@@ -37,7 +37,7 @@ async function plugin (instance: FastifyInstance, options: FastifyIdempotencyOpt
 
   instance.decorate('idempotency', createOperator(core))
   instance.decorateRequest('idempotency', null)
-  instance.addHook('onRoute', route => attachToRoute(core, route))
+  instance.addHook('onRoute', function (route) { attachToRoute(core, this, route) })
   if (hasRoutes(instance)) attachToInstance(core, instance)
   instance.addHook('onClose', async () => {
     await core.leases.idle()

@@ -5,6 +5,8 @@ import { IdempotencyError, type ErrorForm, type IdempotencyErrorCode } from './e
 export interface Profile {
   /** The idempotency key that the header's value stands for. @throws {IdempotencyError} idempotency_key_invalid */
   keyOf (value: string, headerName: string): string
+  /** What JSON Schema can say of the header's value. */
+  schemaOf (maxKeyLength: number): Record<string, unknown>
   /** The form of the plugin's own answers where `errors` is not set. */
   form: ErrorForm
   /** What these answers are called instead, and their status. */
@@ -16,6 +18,7 @@ export interface Profile {
 /** The value is the key, whatever it is, quotes included. */
 const standard: Profile = {
   keyOf: value => value,
+  schemaOf: maxLength => ({ minLength: 1, maxLength }),
   form: 'envelope',
   answers: {},
   fields: () => ({})
@@ -32,6 +35,8 @@ const ietf: Profile = {
     if (typeof item === 'string') return item
     throw new IdempotencyError('idempotency_key_invalid', `The ${headerName} header must be a String of RFC 9651: a value in double quotes, such as "8e03978e-40d5-43e8-bc93-6894a57f9324".`)
   },
+  // RFC 9651, section 3.3.3: printable ASCII in double quotes, a quote or a backslash behind a backslash.
+  schemaOf: maxKeyLength => ({ format: 'sf-string', pattern: `^"(?:[ !#-\\[\\]-~]|\\\\["\\\\]){1,${maxKeyLength}}"(?:;.*)?$` }),
   form: 'problem',
   // Section 2.7.
   answers: {
