@@ -54,7 +54,7 @@ export interface FastifyIdempotencyOptions extends IdempotencyRouteOptions {
   /** Replicas of Redis that must have a step before it counts (WAIT), for those who cannot lose it in a failover. Default 0. */
   minReplicas?: number | undefined
   /** Stands before every key in the store. Default `'idempotency:'`. */
-  prefix?: string | undefined
+  prefix?: string // Not undefined: Fastify's own option of this name is not
   /** Whether every route of `methods` takes part, or only those with `config.idempotency`. Default true. */
   global?: boolean | undefined
   /** Default `['POST', 'PATCH']`. */
