@@ -12,68 +12,70 @@ type MaybePromise<T> = T | Promise<T>
 /** What a route may set for itself in `config.idempotency`; everything else is the instance's. */
 export interface IdempotencyRouteOptions {
   /** Where the key comes from. Default: the header `headerName`. */
-  key?: (request: FastifyRequest) => MaybePromise<string | undefined>
+  key?: ((request: FastifyRequest) => MaybePromise<string | undefined>) | undefined
   /** Characters that a key may have. Default 255. */
-  maxKeyLength?: number
+  maxKeyLength?: number | undefined
   /** Refuse requests without a key (`400 idempotency_key_missing`). Default false. */
-  required?: boolean
+  required?: boolean | undefined
   /** Whose key it is; stored hashed only. Default: the `Authorization` header, else `x-api-key`, else one anonymous scope. */
   scope?: (request: FastifyRequest) => MaybePromise<string | undefined>
-  /** What makes two requests the same, beside method and route. Default: method, URL and raw body bytes; of a multipart body its parts, whatever the boundary. */
-  fingerprint?: (request: FastifyRequest, body: Buffer) => string | Buffer
+  /** What makes two requests the same, beside method and route. Default: method, URL and raw body bytes. */
+  fingerprint?: ((request: FastifyRequest, body: Buffer) => string | Buffer) | undefined
   /** The stage at whose end the key is taken. Default `'onRequest'`. */
-  hook?: Stage
+  hook?: Stage | undefined
   /** Milliseconds that a kept response lives. Default 86,400,000 (24 hours). */
-  ttl?: number
+  ttl?: number | undefined
   /** Milliseconds after which a holder that has gone silent loses the key. Default 30,000. */
-  lease?: number
+  lease?: number | undefined
   /** What a retry gets after the holder died: run again, or `409 idempotency_outcome_unknown`. Default `'retry'`. */
-  abandoned?: 'retry' | 'reject'
+  abandoned?: 'retry' | 'reject' | undefined
   /** What a duplicate gets while the original runs: a 409 at once, or after waiting for `wait` ms. Default `'reject'`. */
-  inFlight?: 'reject' | { wait: number }
+  inFlight?: 'reject' | { wait: number } | undefined
   /** Seconds in `Retry-After`. Default 1. */
-  retryAfter?: number
+  retryAfter?: number | undefined
   /** Which statuses are kept. Default: 2xx, 3xx and 4xx except 429. */
-  cacheable?: (statusCode: number) => boolean
+  cacheable?: ((statusCode: number) => boolean) | undefined
   /** A larger response is sent, but kept only as "done, not replayable". Default 1,048,576 bytes. */
-  maxResponseBytes?: number
+  maxResponseBytes?: number | undefined
   /** Which response headers are kept, by lower-case name. */
-  replayHeaders?: (name: string) => boolean
+  replayHeaders?: ((name: string) => boolean) | undefined
   /** When the store cannot be reached in time: `503 idempotency_store_unavailable`, or run unprotected. Default `'reject'`. */
-  onStoreError?: 'reject' | 'bypass'
+  onStoreError?: 'reject' | 'bypass' | undefined
   /** The form of the plugin's own answers. Default `'envelope'`; `'problem'` (RFC 9457) with `profile: 'ietf'`. */
-  errors?: ErrorForm
+  errors?: ErrorForm | undefined
 }
 
 /** The plugin's options. */
 export interface FastifyIdempotencyOptions extends IdempotencyRouteOptions {
   /** An object of the store contract. Default: Redis where a client is at hand, else in-process. */
-  store?: Store
+  store?: Store | undefined
   /** An ioredis (or compatible) client. Default: `fastify.redis`, if @fastify/redis is registered. */
-  redis?: RedisClient
+  redis?: RedisClient | undefined
   /** Replicas of Redis that must have a step before it counts (WAIT), for those who cannot lose it in a failover. Default 0. */
-  minReplicas?: number
+  minReplicas?: number | undefined
   /** Stands before every key in the store. Default `'idempotency:'`. */
-  prefix?: string
+  prefix?: string // Not undefined: Fastify's own option of this name is not
   /** Whether every route of `methods` takes part, or only those with `config.idempotency`. Default true. */
-  global?: boolean
+  global?: boolean | undefined
   /** Default `['POST', 'PATCH']`. */
-  methods?: string[]
+  methods?: string[] | undefined
   /** Default `'Idempotency-Key'`. */
-  headerName?: string
+  headerName?: string | undefined
   /** Default `'Idempotent-Replayed'`. */
-  replayedHeaderName?: string
+  replayedHeaderName?: string | undefined
   /** Milliseconds for any one store operation. Default 1,000. */
-  storeTimeout?: number
+  storeTimeout?: number | undefined
   /** The base of the error `type`: `docsUrl + '#' + code`. Default: `urn:problem-type:<code>`. */
-  docsUrl?: string
+  docsUrl?: string | undefined
   /** The rules of the protocol: this plugin's own, or draft-ietf-httpapi-idempotency-key-header-07. Default `'default'`. */
-  profile?: keyof typeof PROFILES
+  profile?: keyof typeof PROFILES | undefined
 }
 
+/** Options without those that are `undefined`, which count as not set. */
+type Given<T> = { [Name in keyof T]: Exclude<T[Name], undefined> }
 type Optional = 'key' | 'fingerprint'
 /** A route's options with every default in place. */
-export type RouteConfig = Required<Omit<IdempotencyRouteOptions, Optional>> & Pick<IdempotencyRouteOptions, Optional>
+export type RouteConfig = Required<Omit<Given<IdempotencyRouteOptions>, Optional>> & Pick<Given<IdempotencyRouteOptions>, Optional>
 /** The plugin's options with every default in place. */
 export interface Config {
   store: Store | undefined
@@ -197,7 +199,7 @@ export function parseRouteOptions (given: unknown, config: Config, route: string
   return { ...config.route, ...check(given, ROUTE_RULES, where) }
 }
 
-function check<T extends object> (options: T, rules: Record<string, Rule>, where: string): T {
+function check<T extends object> (options: T, rules: Record<string, Rule>, where: string): Given<T> {
   const given: Record<string, unknown> = {}
   for (const [name, value] of Object.entries(options)) {
     if (value === undefined) continue
@@ -209,7 +211,7 @@ function check<T extends object> (options: T, rules: Record<string, Rule>, where
     if (!rule.test(value)) throw new TypeError(`${where}option "${name}" must be ${rule.want}, got ${show(value)}`)
     given[name] = value
   }
-  return given as T
+  return given as Given<T>
 }
 
 function show (value: unknown): string {
