@@ -18,8 +18,8 @@ export interface IdempotencyRouteOptions {
   /** Refuse requests without a key (`400 idempotency_key_missing`). Default false. */
   required?: boolean | undefined
   /** Whose key it is; stored hashed only. Default: the `Authorization` header, else `x-api-key`, else one anonymous scope. */
-  scope?: (request: FastifyRequest) => MaybePromise<string | undefined>
-  /** What makes two requests the same, beside method and route. Default: method, URL and raw body bytes. */
+  scope?: ((request: FastifyRequest) => MaybePromise<string | undefined>) | undefined
+  /** What makes two requests the same, beside method and route. Default: method, URL and raw body bytes; of a multipart body its parts, whatever the boundary. */
   fingerprint?: ((request: FastifyRequest, body: Buffer) => string | Buffer) | undefined
   /** The stage at whose end the key is taken. Default `'onRequest'`. */
   hook?: Stage | undefined
