@@ -47,10 +47,10 @@ export function attachToRoute (core: Core, declared: FastifyRoute): void {
     else done()
   }
   append(declared, 'onRequest', onRequest)
-  append(declared, 'preParsing', (request: FastifyRequest, _reply: FastifyReply, payload: Readable, done: Done) => endOfPreParsing(core, request, payload, done))
-  if (isLate(route.hook)) {
-    append(declared, route.hook, (request: FastifyRequest, _reply: FastifyReply, done: Done) => takeAndAct(core, request, done))
-  }
+  const preParsing = (request: FastifyRequest, _reply: FastifyReply, payload: Readable, done: Done): void => endOfPreParsing(core, request, payload, done)
+  append(declared, 'preParsing', preParsing)
+  const late = (request: FastifyRequest, _reply: FastifyReply, done: Done): void => takeAndAct(core, request, done)
+  if (isLate(route.hook)) append(declared, route.hook, late)
   append(declared, 'onError', (request: FastifyRequest, _reply: FastifyReply, error: Error, done: Done) => {
     const exchange = request.idempotency as Exchange | null
     if (exchange !== null) noteError(exchange, error)
@@ -66,6 +66,7 @@ export function attachToRoute (core: Core, declared: FastifyRoute): void {
   const keeping = onSend(core, false, isFinal)
   declared.onSend = core.compressed ? [keeping, ...own] : [...own, keeping]
   declared.handler = watchHandler(core, declared.handler)
+  core.order.add(declared, route.hook, { onRequest: undefined, preParsing, preValidation: late, preHandler: late }[route.hook], core.compressed ? own.length : 0)
 }
 
 /**
