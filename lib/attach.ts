@@ -97,6 +97,8 @@ export function attachToInstance (core: Core, instance: FastifyInstance): void {
   }
 
   instance.addHook('preParsing', (request, reply, payload, done) => {
+    // A child plugin that was loaded earlier knows nothing of our decorator.
+    request.idempotency ??= null
     if (request.idempotency !== null) return done()
     let route
     try {
