@@ -49,10 +49,10 @@ export function attachToRoute (core: Core, instance: FastifyInstance, declared: 
     else done()
   }
   append(declared, 'onRequest', onRequest)
-  append(declared, 'preParsing', (request: FastifyRequest, _reply: FastifyReply, payload: Readable, done: Done) => endOfPreParsing(core, request, payload, done))
-  if (isLate(route.hook)) {
-    append(declared, route.hook, (request: FastifyRequest, _reply: FastifyReply, done: Done) => takeAndAct(core, request, done))
-  }
+  const preParsing = (request: FastifyRequest, _reply: FastifyReply, payload: Readable, done: Done): void => endOfPreParsing(core, request, payload, done)
+  append(declared, 'preParsing', preParsing)
+  const late = (request: FastifyRequest, _reply: FastifyReply, done: Done): void => takeAndAct(core, request, done)
+  if (isLate(route.hook)) append(declared, route.hook, late)
   append(declared, 'onError', (request: FastifyRequest, _reply: FastifyReply, error: Error, done: Done) => {
     const exchange = request.idempotency as Exchange | null
     if (exchange !== null) noteError(exchange, error)
@@ -68,6 +68,7 @@ export function attachToRoute (core: Core, instance: FastifyInstance, declared: 
   const keeping = onSend(core, false, isFinal)
   declared.onSend = core.compressed ? [keeping, ...own] : [...own, keeping]
   declared.handler = watchHandler(core, declared.handler)
+  core.order.add(declared, route.hook, { onRequest: undefined, preParsing, preValidation: late, preHandler: late }[route.hook], core.compressed ? own.length : 0)
 }
 
 /**
@@ -98,6 +99,8 @@ export function attachToInstance (core: Core, instance: FastifyInstance): void {
   }
 
   instance.addHook('preParsing', (request, reply, payload, done) => {
+    // A child plugin that was loaded earlier knows nothing of our decorator.
+    request.idempotency ??= null
     if (request.idempotency !== null) return done()
     let route
     try {

@@ -1,3 +1,4 @@
+import { AsyncResource } from 'node:async_hooks'
 import { createHash, hash, randomUUID, type Hash } from 'node:crypto'
 import type { Readable } from 'node:stream'
 import type { FastifyRequest } from 'fastify'
@@ -81,7 +82,9 @@ export class RequestBody {
     if (this.whole) return done()
     const stream = this.#stream
     if (stream.destroyed || this.#cut) return done(cutOff())
-    this.#waiting = done
+    // Events of a stream come in a context of their own; who waits has that of its request.
+    const context = new AsyncResource('fastify-idempotency')
+    this.#waiting = error => context.runInAsyncScope(done, undefined, error)
     const onClose = (): void => { if (!this.whole) this.#settle(cutOff()) }
     stream.on('close', onClose)
     if (answered) {

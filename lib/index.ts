@@ -9,6 +9,7 @@ import { watchedMethods } from './handler.ts'
 import { Leases } from './leases.ts'
 import { createOperator, type Operator } from './operator.ts'
 import { parseOptions, type Config, type FastifyIdempotencyOptions, type IdempotencyRouteOptions } from './options.ts'
+import { Order } from './order.ts'
 import type { Store } from './store.ts'
 import { MemoryStore } from './stores/memory.ts'
 import { RedisStore, type RedisClient } from './stores/redis.ts'
@@ -30,15 +31,22 @@ declare module 'fastify' {
 /** Registers the plugin. @throws {TypeError} naming a wrong or unknown option. */
 async function plugin (instance: FastifyInstance, options: FastifyIdempotencyOptions): Promise<void> {
   const config = parseOptions(options)
+  const fellBack = config.store === undefined && config.redis === undefined && redisOf(instance) === undefined
   const store = chooseStore(instance, config)
   const way = bounded(config.storeTimeout)
   const keeping = { store, bounded: way, leases: new Leases(store, way) }
-  const core: Core = { ...keeping, config, backlog: new Backlog(keeping), watched: watchedMethods(() => core), compressed: instance.hasPlugin('@fastify/compress') }
+  const compressed = instance.hasPlugin('@fastify/compress')
+  const order = new Order(instance)
+  const core: Core = { ...keeping, config, backlog: new Backlog(keeping), watched: watchedMethods(() => core), compressed, order }
 
   instance.decorate('idempotency', createOperator(core))
   instance.decorateRequest('idempotency', null)
   instance.addHook('onRoute', function (route) { attachToRoute(core, this, route) })
   if (hasRoutes(instance)) attachToInstance(core, instance)
+  instance.addHook('onReady', done => {
+    order.tell(fellBack && redisOf(instance) !== undefined)
+    done()
+  })
   instance.addHook('onClose', async () => {
     await core.leases.idle()
     await core.backlog.flush()
@@ -51,7 +59,7 @@ function chooseStore (instance: FastifyInstance, { store, redis, minReplicas, st
   if (store !== undefined) return store
   const options = { minReplicas, replicaTimeout: Math.ceil(storeTimeout / 2) }
   if (redis !== undefined) return new RedisStore(redis, options)
-  const shared = (instance as { redis?: unknown }).redis as (Partial<RedisClient> & object) | undefined
+  const shared = redisOf(instance)
   if (shared === undefined) {
     if (minReplicas > 0) throw new TypeError('fastify-idempotency: option "minReplicas" needs Redis; give a client with the option "redis", or register @fastify/redis first')
     instance.log.info('idempotency: no Redis client at hand; keys are kept in this process only')
@@ -62,6 +70,11 @@ function chooseStore (instance: FastifyInstance, { store, redis, minReplicas, st
     throw new TypeError(`fastify-idempotency: fastify.redis holds namespaces; choose one with the option "redis": ${names.join(' or ')}`)
   }
   return new RedisStore(shared as RedisClient, options)
+}
+
+/** What @fastify/redis has put there, a client or several by name. */
+function redisOf (instance: FastifyInstance): (Partial<RedisClient> & object) | undefined {
+  return (instance as { redis?: Partial<RedisClient> & object }).redis
 }
 
 /** Whether a route may exist that `onRoute` has not seen; without one no hook runs for routes that take no part. */

@@ -108,8 +108,8 @@ function isBetterAsBytes ({ final }: Exchange, body: string | Buffer): boolean {
  */
 export function onSend (core: Core, unseen: boolean, isFinal: () => boolean): onSendHookHandler<unknown> {
   return (request, reply, payload, done) => {
-    const exchange = request.idempotency as Exchange | null
-    if (exchange === null || exchange.unseen !== unseen) return done()
+    const exchange = request.idempotency as Exchange | null | undefined
+    if (exchange?.unseen !== unseen) return done()
     // A second reply behind one that was kept and has left is Fastify's to refuse.
     if (exchange.settled && reply.raw.headersSent) return done()
     if (exchange.passing) {

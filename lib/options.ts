@@ -5,7 +5,8 @@ import type { RedisClient } from './stores/redis.ts'
 import { assertStore, type Store } from './store.ts'
 
 /** The stage at whose end the key is taken. */
-export type Stage = 'onRequest' | 'preParsing' | 'preValidation' | 'preHandler'
+export type Stage = typeof STAGES[number]
+export const STAGES = ['onRequest', 'preParsing', 'preValidation', 'preHandler'] as const
 
 type MaybePromise<T> = T | Promise<T>
 
@@ -115,7 +116,7 @@ const ROUTE_RULES: Record<keyof IdempotencyRouteOptions, Rule> = {
   required: BOOLEAN,
   scope: FUNCTION,
   fingerprint: FUNCTION,
-  hook: oneOf('onRequest', 'preParsing', 'preValidation', 'preHandler'),
+  hook: oneOf(...STAGES),
   ttl: MS,
   lease: TIMER_MS,
   abandoned: oneOf('retry', 'reject'),

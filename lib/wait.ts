@@ -1,3 +1,4 @@
+import { AsyncResource } from 'node:async_hooks'
 import { hasLeft, type Exchange } from './exchange.ts'
 import type { Store } from './store.ts'
 
@@ -15,10 +16,12 @@ export function waitForHolder (store: Store, exchange: Exchange, wait: number, n
   if (exchange.turns++ === 0) exchange.waitUntil = now + wait
   const left = exchange.waitUntil - now
   if (left <= 0) return next(true)
+  // Woken from the request of the holder: what follows belongs to this one.
+  const context = new AsyncResource('fastify-idempotency')
   const wake = (): void => {
     clearTimeout(timer)
     unwatch?.()
-    if (!exchange.reply.sent && !hasLeft(exchange)) next(false)
+    if (!exchange.reply.sent && !hasLeft(exchange)) context.runInAsyncScope(next, undefined, false)
   }
   const unwatch = store.watch?.(exchange.storeKey, wake)
   // A holder that has died wakes nobody; its lease passes.

@@ -204,6 +204,7 @@ for (const mode of STORES) {
     const post = async (url: string) => await app.inject({ method: 'POST', url, headers: { 'idempotency-key': url } })
     for (const url of ['/child-before', '/sync', '/child']) {
       const first = await post(url)
+      t.equal(first.statusCode, 200, url)
       t.equal((await post(url)).payload, first.payload, url)
     }
     t.not((await post('/bypass')).payload, (await post('/bypass')).payload)
