@@ -2,9 +2,10 @@ import { channel, type Channel } from 'node:diagnostics_channel'
 import type { FastifyRequest } from 'fastify'
 import type { IdempotencyErrorCode } from './errors.ts'
 
-const NAMES = ['executed', 'replayed', 'mismatched', 'conflicted', 'invalid', 'released', 'abandoned', 'lease-lost', 'store-error', 'unreplayable'] as const
+/** Each has the channel `fastify-idempotency:<name>` of node:diagnostics_channel. */
+export const EVENT_NAMES = ['executed', 'replayed', 'mismatched', 'conflicted', 'invalid', 'released', 'abandoned', 'lease-lost', 'store-error', 'unreplayable'] as const
 
-export type EventName = typeof NAMES[number]
+export type EventName = typeof EVENT_NAMES[number]
 
 /** What subscribers of `fastify-idempotency:<event>` receive. */
 export interface IdempotencyEvent {
@@ -23,7 +24,7 @@ export interface IdempotencyEvent {
   error?: unknown
 }
 
-const channels = Object.fromEntries(NAMES.map(name => [name, channel(`fastify-idempotency:${name}`)])) as Record<EventName, Channel>
+const channels = Object.fromEntries(EVENT_NAMES.map(name => [name, channel(`fastify-idempotency:${name}`)])) as Record<EventName, Channel>
 
 interface Teller { key: string, attempt: number, takenAt: number }
 const NOBODY: Teller = { key: '', attempt: 0, takenAt: 0 }

@@ -34,7 +34,7 @@ export interface Operator {
 
 export function createOperator ({ config, store, bounded }: Core): Operator {
   const ask = async <T>(operation: () => Awaitable<T>): Promise<T> => {
-    const [error, value] = await new Promise<[error: unknown, value?: T]>(resolve => bounded(operation, (...answer) => resolve(answer)))
+    const [error, value] = await new Promise<[error: unknown, value?: T | undefined]>(resolve => bounded(operation, (...answer) => resolve(answer)))
     if (error !== null) throw error
     return value as T
   }
