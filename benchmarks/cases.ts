@@ -8,7 +8,7 @@ export type Keys = 'none' | 'same' | 'fresh'
 export interface Case {
   /** The name of the ratio in results.json. */
   id: string
-  part: 'none' | 'replay' | 'first' | 'stream' | 'peers' | 'peers-redis' | 'peers-express'
+  part: 'none' | 'replay' | 'first' | 'stream' | 'events' | 'peers' | 'peers-redis' | 'peers-express'
   /** What is compared with what, the same for ours and the peers. */
   work: string
   subject: string
@@ -42,6 +42,9 @@ export const work = {
   first: 'first execution, in-process store / bare route',
   firstRedis: 'first execution, Redis / bare route with two SETs',
   stream: 'first execution, 256 KiB streamed in / the same bare route',
+  silentReplay: 'replay, nobody listens / replay by a build without events',
+  silentFirst: 'first execution, nobody listens / the same by a build without events',
+  heardReplay: 'replay, metrics recorded / replay, nobody listens',
   replayExpress: 'replay under Express / bare Express',
   firstExpress: 'first execution under Express / bare Express'
 } as const
@@ -59,6 +62,10 @@ export const cases: Case[] = [
   { id: 'first-redis', part: 'first', work: work.firstRedis, subject: OURS, app: 'ours-redis', anchor: 'redis-set-twice', ...first, target: 1.25 },
 
   { id: 'stream', part: 'stream', work: work.stream, subject: OURS, app: 'ours', anchor: 'bare', path: '/upload', keys: 'fresh' },
+
+  { id: 'events-silent-replay', part: 'events', work: work.silentReplay, subject: OURS, app: 'ours', anchor: 'ours-without-events', ...replay, target: 'control' },
+  { id: 'events-silent-first', part: 'events', work: work.silentFirst, subject: OURS, app: 'ours', anchor: 'ours-without-events', ...first, target: 'control' },
+  { id: 'events-heard-replay', part: 'events', work: work.heardReplay, subject: OURS, app: 'ours-with-metrics', anchor: 'ours', ...replay },
 
   { id: 'node-idempotency-replay', part: 'peers', work: work.replay, subject: NODE, app: 'node-idempotency', anchor: 'bare', ...replay },
   { id: 'node-idempotency-replay-16k', part: 'peers', work: work.replayLarge, subject: NODE, app: 'node-idempotency', anchor: 'bare', ...large },

@@ -53,6 +53,7 @@ const titles: Record<Case['part'], string> = {
   replay: 'Replays',
   first: 'First executions',
   stream: 'The unflattering case: every request a first execution with a large streamed body',
+  events: 'Events: nobody listens, and the metrics of examples/metrics.ts; in-process store',
   peers: 'Peers with their in-process stores, against the same anchors',
   'peers-redis': 'Peers with Redis, against the same anchors',
   'peers-express': 'Peers under Express, against bare Express'

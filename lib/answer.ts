@@ -38,7 +38,7 @@ export function answer (core: Core, exchange: Exchange, verdict: Verdict, done: 
 
 /** Refuses a request from a hook, in the form that its route asks for. */
 export function refuse (core: Core, request: FastifyRequest, reply: FastifyReply, route: RouteConfig, error: IdempotencyError, done: Done, exchange?: Exchange): void {
-  report(request, error, exchange)
+  report(core, request, error, exchange)
   setRetryAfter(reply, error)
   const { thrown, payload } = render(core, request, reply, route, error)
   if (thrown !== undefined) return done(thrown)
@@ -55,7 +55,7 @@ export function replaceReply (core: Core, exchange: Exchange, verdict: Verdict, 
     restore(reply, verdict.replay, core.config.replayedHeaderName)
     return done(null, exchange.replayPayload)
   }
-  report(request, verdict.refuse, exchange)
+  report(core, request, verdict.refuse, exchange)
   setRetryAfter(reply, verdict.refuse)
   const { thrown, payload } = render(core, request, reply, route, verdict.refuse)
   if (thrown !== undefined) done(thrown)
@@ -70,9 +70,10 @@ function markReplay (exchange: Exchange, { replay }: { replay: Exchange['replay'
   publish('replayed', exchange.request, exchange, { status: replay.status })
 }
 
-function report (request: FastifyRequest, error: IdempotencyError, exchange: Exchange | undefined): void {
-  request.log.debug({ code: error.code }, 'idempotency: refused')
-  publish(EVENT_OF[error.code], request, exchange, error.cause === undefined ? {} : { error: error.cause })
+function report ({ config }: Core, request: FastifyRequest, error: IdempotencyError, exchange: Exchange | undefined): void {
+  const { code, cause } = Object.assign(error, config.profile.answers[error.code])
+  request.log.debug({ code }, 'idempotency: refused')
+  publish(EVENT_OF[code], request, exchange, { status: error.statusCode, code, ...(cause === undefined ? {} : { error: cause }) })
 }
 
 function setRetryAfter (reply: FastifyReply, { retryAfter }: IdempotencyError): void {
@@ -82,7 +83,6 @@ function setRetryAfter (reply: FastifyReply, { retryAfter }: IdempotencyError): 
 /** The payload of a refusal, or the error that is to go through Fastify's error handler instead. */
 function render (core: Core, request: FastifyRequest, reply: FastifyReply, { errors }: RouteConfig, error: IdempotencyError): { thrown?: Error, payload?: Buffer } {
   const { profile, docsUrl } = core.config
-  Object.assign(error, profile.answers[error.code])
   if (errors === 'throw') return { thrown: error }
   let rendered
   try {

@@ -1,4 +1,4 @@
-import { publish } from './events.ts'
+import { loggable, publish } from './events.ts'
 import type { Exchange } from './exchange.ts'
 import { loseLease } from './leases.ts'
 import { unreplayable } from './response.ts'
@@ -132,6 +132,6 @@ function itemOf (exchange: Exchange, outcome: Outcome | undefined): Item {
 
 function report (exchange: Exchange, outcome: Outcome | undefined, error: unknown): void {
   const { request } = exchange
-  request.log.error({ err: error }, `idempotency: the ${outcome === undefined ? 'key could not be freed' : 'response could not be kept'}; it is tried again in the background`)
+  request.log.error({ err: loggable(error) }, `idempotency: the ${outcome === undefined ? 'key could not be freed' : 'response could not be kept'}; it is tried again in the background`)
   publish('store-error', request, exchange, { error })
 }

@@ -1,9 +1,11 @@
 import { channel, type Channel } from 'node:diagnostics_channel'
 import type { FastifyRequest } from 'fastify'
+import type { IdempotencyErrorCode } from './errors.ts'
 
-const NAMES = ['executed', 'replayed', 'mismatched', 'conflicted', 'invalid', 'released', 'abandoned', 'lease-lost', 'store-error', 'unreplayable'] as const
+/** Each has the channel `fastify-idempotency:<name>` of node:diagnostics_channel. */
+export const EVENT_NAMES = ['executed', 'replayed', 'mismatched', 'conflicted', 'invalid', 'released', 'abandoned', 'lease-lost', 'store-error', 'unreplayable'] as const
 
-export type EventName = typeof NAMES[number]
+export type EventName = typeof EVENT_NAMES[number]
 
 /** What subscribers of `fastify-idempotency:<event>` receive. */
 export interface IdempotencyEvent {
@@ -12,16 +14,37 @@ export interface IdempotencyEvent {
   key: string
   /** Executions of the key so far; 0 where none is known. */
   attempt: number
-  /** The status of the outcome, where there is one. */
+  /** What this request is answered with, where it is known by now. */
   status?: number
-  /** `store-error` only: what the store or the deadline said. */
+  /** The code of the plugin's own answer, where that is what this request gets. */
+  code?: IdempotencyErrorCode
+  /** Milliseconds since this request took the key, where it has taken it: upload, handler, and the way to the store. */
+  heldFor?: number
+  /** `store-error` only: what the store or the deadline said, as it came. An error of ioredis carries the arguments of its command: bodies too. */
   error?: unknown
 }
 
-const channels = Object.fromEntries(NAMES.map(name => [name, channel(`fastify-idempotency:${name}`)])) as Record<EventName, Channel>
+const channels = Object.fromEntries(EVENT_NAMES.map(name => [name, channel(`fastify-idempotency:${name}`)])) as Record<EventName, Channel>
+
+interface Teller { key: string, attempt: number, takenAt: number }
+const NOBODY: Teller = { key: '', attempt: 0, takenAt: 0 }
 
 /** Costs one property read when nobody listens. */
-export function publish (name: EventName, request: FastifyRequest, exchange: { key: string, attempt: number } | undefined, more?: Partial<IdempotencyEvent>): void {
+export function publish (name: EventName, request: FastifyRequest, exchange: Teller | undefined, more?: Partial<IdempotencyEvent>): void {
   const { [name]: target } = channels
-  if (target.hasSubscribers) target.publish({ request, key: exchange?.key ?? '', attempt: exchange?.attempt ?? 0, ...more } satisfies IdempotencyEvent)
+  if (target.hasSubscribers) target.publish(eventOf(request, exchange, more))
+}
+
+function eventOf (request: FastifyRequest, { key, attempt, takenAt }: Teller = NOBODY, more?: Partial<IdempotencyEvent>): IdempotencyEvent {
+  return { request, key, attempt, ...(takenAt === 0 ? {} : { heldFor: performance.now() - takenAt }), ...more }
+}
+
+/**
+ * What the log may have of a store's error: ioredis puts the arguments of the command on it,
+ * which are a response's body among others.
+ */
+export function loggable (error: unknown): unknown {
+  if (!(error instanceof Error)) return error
+  const { name, message, stack, code } = error as NodeJS.ErrnoException
+  return Object.assign(new Error(message), { name, stack, code })
 }

@@ -79,6 +79,8 @@ export class Exchange implements RequestIdempotency {
   replayPayload: string | Buffer | null = null
   /** What stood on the reply before the handler, for a reply that must be withheld. */
   headersBefore!: Record<string, unknown>
+  /** When the claim that took the key was sent. */
+  takenAt = 0
   /** When the claim or a renewal was last sent. */
   renewedAt = 0
   /** When the one was sent that the store last agreed to: the lease lasts from then, at least. */

@@ -86,7 +86,7 @@ export const fastifyIdempotency = fp(plugin, { fastify: '5.x', name: 'fastify-id
 export default fastifyIdempotency
 
 export { IdempotencyError, type ErrorForm, type IdempotencyErrorCode } from './errors.ts'
-export type { EventName, IdempotencyEvent } from './events.ts'
+export { EVENT_NAMES, type EventName, type IdempotencyEvent } from './events.ts'
 export type { RequestIdempotency } from './exchange.ts'
 export type { Inspection, KeyOf, Operator } from './operator.ts'
 export type { FastifyIdempotencyOptions, IdempotencyRouteOptions, Stage } from './options.ts'

@@ -1,5 +1,5 @@
 import type { Bounded } from './deadline.ts'
-import { publish } from './events.ts'
+import { loggable, publish } from './events.ts'
 import { isOverdue, knownFingerprint, type Exchange } from './exchange.ts'
 import { KeyTable } from './key-table.ts'
 import type { Store } from './store.ts'
@@ -100,7 +100,7 @@ export class Leases {
       // The answer to the outcome decides, not a renewal's that was under way.
       if (!exchange.holding || exchange.settling || exchange.lost) return
       if (error !== null) {
-        request.log.error({ err: error }, 'idempotency: the lease could not be renewed; it is tried again')
+        request.log.error({ err: loggable(error) }, 'idempotency: the lease could not be renewed; it is tried again')
         publish('store-error', request, exchange, { error })
       } else if (renewed !== true) {
         loseLease(exchange)

@@ -4,7 +4,7 @@ import { cutOff } from './body.ts'
 import type { Core } from './core.ts'
 import { isPromise, StoreTimeout } from './deadline.ts'
 import { IdempotencyError } from './errors.ts'
-import { publish } from './events.ts'
+import { loggable, publish } from './events.ts'
 import { hasLeft, type Exchange } from './exchange.ts'
 import { storeKey } from './fingerprint.ts'
 import { keyError, readKey } from './key.ts'
@@ -98,7 +98,7 @@ function giveBack (core: Core, { storeKey, token, route }: Exchange): void {
 
 function storeFailed (core: Core, exchange: Exchange, cause: unknown, done: Done): void {
   const { request, route } = exchange
-  request.log.error({ err: cause }, `idempotency: the key could not be claimed; the request is ${route.onStoreError === 'bypass' ? 'run unprotected' : 'refused'}`)
+  request.log.error({ err: loggable(cause) }, `idempotency: the key could not be claimed; the request is ${route.onStoreError === 'bypass' ? 'run unprotected' : 'refused'}`)
   if (route.onStoreError === 'reject') {
     return stop(core, exchange, new IdempotencyError('idempotency_store_unavailable', 'The idempotency store cannot be reached; the request was not run. Retry later.', { retryAfter: route.retryAfter, cause }), done)
   }
@@ -119,7 +119,7 @@ function hold (core: Core, exchange: Exchange, claim: Claim, sent: number): void
   if (claim.outcome !== 'acquired') return
   exchange.holding = true
   exchange.headersBefore = exchange.reply.getHeaders()
-  exchange.renewedAt = exchange.confirmedAt = sent
+  exchange.takenAt = exchange.renewedAt = exchange.confirmedAt = sent
   core.leases.add(exchange)
   settleOnClose(core, exchange)
   if (claim.takeover) {

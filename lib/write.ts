@@ -50,7 +50,8 @@ export function finish (keeping: Keeping, exchange: Exchange, outcome: Outcome |
   exchange.settled = true
   const { request } = exchange
   if (outcome === undefined) {
-    publish('released', request, exchange)
+    const { reply, sending } = exchange
+    publish('released', request, exchange, sending || reply.raw.headersSent ? { status: reply.statusCode } : {})
   } else if (outcome.replayable) {
     publish('executed', request, exchange, { status: outcome.status })
   } else {

@@ -256,8 +256,8 @@ t.test('events tell what happened, with the key, and never a body or a credentia
   await post('l', '{}', { path: '/large' })
   await post(undefined, '{}', { path: '/required' })
   t.same(events.map(([name, { key, status, attempt }]) => [name, key, status, attempt]), [
-    ['executed', 'k', 200, 1], ['replayed', 'k', 200, 1], ['mismatched', 'k', undefined, 1], ['invalid', '', undefined, 0],
-    ['conflicted', 's', undefined, 1], ['executed', 's', 200, 1], ['released', 'f', undefined, 1], ['unreplayable', 'l', 200, 1], ['invalid', '', undefined, 0]
+    ['executed', 'k', 200, 1], ['replayed', 'k', 200, 1], ['mismatched', 'k', 409, 1], ['invalid', '', 400, 0],
+    ['conflicted', 's', 409, 1], ['executed', 's', 200, 1], ['released', 'f', 500, 1], ['unreplayable', 'l', 200, 1], ['invalid', '', 400, 0]
   ])
   t.ok(events.every(([, { request }]) => request.method === 'POST'))
   t.match(log.join(''), 'idempotency: replayed')

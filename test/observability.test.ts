@@ -1,0 +1,401 @@
+import { randomUUID } from 'node:crypto'
+import * as diagnostics from 'node:diagnostics_channel'
+import { FastifyOtelInstrumentation } from '@fastify/otel'
+import { context } from '@opentelemetry/api'
+import { AsyncLocalStorageContextManager } from '@opentelemetry/context-async-hooks'
+import { BasicTracerProvider, InMemorySpanExporter, SimpleSpanProcessor, type ReadableSpan } from '@opentelemetry/sdk-trace-base'
+import type { FastifyInstance } from 'fastify'
+import { Registry } from 'prom-client'
+import t, { type Test } from 'tap'
+import { registerMetrics, serveMetrics } from '../examples/metrics.ts'
+import { registerTracing } from '../examples/tracing.ts'
+import { EVENT_NAMES, MemoryStore, RedisStore, type IdempotencyEvent, type Store } from '../lib/index.ts'
+import { storeKey } from '../lib/fingerprint.ts'
+import { gate, redisClient, serversOf, start, STORES, stopRedis, until, type Gate, type Mode, type TestApp } from './fixtures/app.ts'
+import { faulty, hangs } from './fixtures/faulty.ts'
+
+t.teardown(stopRedis)
+
+/** The store of a mode, with one operation that fails when a test says so. */
+async function breakable (mode: Mode): Promise<{ store: Store, fail: (name: keyof Store | undefined) => void }> {
+  let failing: keyof Store | undefined
+  const inner: Store = mode === 'redis' ? new RedisStore(await redisClient()) : new MemoryStore()
+  const store = new Proxy(inner, {
+    get (target, name) {
+      if (name === failing) return async () => { throw new Error('the store is down') }
+      const value: unknown = Reflect.get(target, name, target)
+      return typeof value === 'function' ? value.bind(target) as unknown : value
+    }
+  })
+  return { store, fail: name => { failing = name } }
+}
+
+/** The routes that bring each event about; `entered` and `finish` are of `/slow`. */
+function routes (app: FastifyInstance, entered = gate(), finish = gate()): void {
+  app.post('/', async (_request, reply) => await reply.code(201).send('a kept body'))
+  app.post('/items/:id', async () => 'an item')
+  app.post('/slow', async () => { entered.open(); await finish.promise; return 'ok' })
+  app.post('/fail', async (_request, reply) => await reply.code(500).send('x'))
+  app.post('/large', async () => 'x'.repeat(501))
+  app.post('/required', { config: { idempotency: { required: true } } }, async () => 'ok')
+  app.post('/reject', { config: { idempotency: { abandoned: 'reject' } } }, async () => 'ok')
+  app.post('/bypass', { config: { idempotency: { onStoreError: 'bypass' } } }, async () => 'ok')
+}
+
+/** A holder that has died: the key was taken, and its lease has passed. */
+async function dieHolding ({ app }: TestApp, store: Store, prefix: string, key: string): Promise<void> {
+  await store.claim(storeKey(prefix, undefined, key), { token: randomUUID(), lease: 1, ttl: 60_000, takeover: true })
+  const { until: end } = await app.idempotency.inspect({ key }) as { until: Date }
+  await until(() => Date.now() > end.getTime() + 5, 'the end of the lease')
+}
+
+function listen (t: Test, name: string, listener: (event: IdempotencyEvent) => void): void {
+  const subscriber = (message: unknown): void => { listener(message as IdempotencyEvent) }
+  diagnostics.subscribe(`fastify-idempotency:${name}`, subscriber)
+  t.teardown(() => diagnostics.unsubscribe(`fastify-idempotency:${name}`, subscriber))
+}
+
+for (const mode of STORES) {
+  t.test(`each event fires once for what it names, with its fields (${mode})`, async t => {
+    const told: Array<[string, IdempotencyEvent]> = []
+    for (const name of EVENT_NAMES) listen(t, name, event => { told.push([name, event]) })
+    const { store, fail } = await breakable(mode)
+    const [entered, finish, lateEntered, lateFinish] = [gate(), gate(), gate(), gate()]
+    const prefix = `${randomUUID()}:`
+    const api = await start(t, 'memory', {
+      options: { store, prefix, maxResponseBytes: 500 },
+      routes: app => {
+        routes(app, entered, finish)
+        app.post('/late', async () => { lateEntered.open(); await lateFinish.promise; return 'ok' })
+        app.post('/hijack', async (_request, reply) => { reply.hijack(); reply.raw.statusCode = 500; reply.raw.end('x') })
+      }
+    })
+    const { app, post } = api
+    const happens = async (what: string, expected: unknown[], run: () => Promise<unknown>): Promise<void> => {
+      told.length = 0
+      await run()
+      t.same(told.map(([name, { key, attempt, status, code }]) => [name, key, attempt, status, code]), expected, what)
+      for (const [name, event] of told) {
+        t.equal(event.request.server, app, what)
+        t.equal(event.error instanceof Error, name === 'store-error', what)
+        const took = name === 'lease-lost' || (event.attempt > 0 && event.code === undefined && name !== 'replayed')
+        t.equal(event.heldFor !== undefined && event.heldFor >= 0, took, `${what}: heldFor`)
+      }
+    }
+    const none = undefined
+
+    await happens('execution', [['executed', 'k', 1, 201, none]], async () => await post('k', '{}'))
+    await happens('replay', [['replayed', 'k', 1, 201, none]], async () => await post('k', '{}'))
+    await happens('other body', [['mismatched', 'k', 1, 409, 'idempotency_key_mismatch']], async () => await post('k', '[]'))
+    await happens('other URL', [['mismatched', 'k', 1, 409, 'idempotency_key_mismatch']], async () => await post('k', '{}', { path: '/items/1' }))
+    await happens('bad key', [['invalid', '', 0, 400, 'idempotency_key_invalid']], async () => await post(' ', '{}'))
+    await happens('no key', [['invalid', '', 0, 400, 'idempotency_key_missing']], async () => await post(undefined, '{}', { path: '/required' }))
+    await happens('no key where none is required', [], async () => await post(undefined, '{}'))
+    await happens('failure', [['released', 'f', 1, 500, none]], async () => await post('f', '{}', { path: '/fail' }))
+    await happens('a failure again', [['released', 'f', 2, 500, none]], async () => await post('f', '{}', { path: '/fail' }))
+    await happens('hijacked failure', [['released', 'h', 1, 500, none]], async () => {
+      await post('h', undefined, { path: '/hijack' })
+      await until(() => told.length > 0, 'the close')
+    })
+    await happens('too large', [['unreplayable', 'l', 1, 200, none]], async () => await post('l', '{}', { path: '/large' }))
+    await happens('a retry of it', [['unreplayable', 'l', 1, 409, 'idempotency_response_unavailable']], async () => await post('l', '{}', { path: '/large' }))
+    await happens('duplicate', [['conflicted', 's', 1, 409, 'idempotency_in_progress'], ['executed', 's', 1, 200, none]], async () => {
+      const first = post('s', '{}', { path: '/slow' })
+      await entered.promise
+      await post('s', '{}', { path: '/slow' })
+      finish.open()
+      await first
+    })
+    await happens('lost lease', [['lease-lost', 'late', 1, none, none], ['executed', 'late', 1, 200, none]], async () => {
+      const first = post('late', '{}', { path: '/late' })
+      await lateEntered.promise
+      await app.idempotency.forget({ key: 'late' })
+      lateFinish.open()
+      await first
+    })
+
+    await dieHolding(api, store, prefix, 'dead')
+    await happens('takeover', [['abandoned', 'dead', 2, none, none], ['executed', 'dead', 2, 201, none]], async () => await post('dead', '{}'))
+    await dieHolding(api, store, prefix, 'unknown')
+    await happens('outcome unknown', [['abandoned', 'unknown', 1, 409, 'idempotency_outcome_unknown']], async () => await post('unknown', '{}', { path: '/reject' }))
+
+    fail('claim')
+    await happens('no claim', [['store-error', 'c', 0, 503, 'idempotency_store_unavailable']], async () => await post('c', '{}'))
+    await happens('no claim, bypass', [['store-error', 'c', 0, none, none]], async () => await post('c', '{}', { path: '/bypass' }))
+    fail('complete')
+    await happens('kept late', [['store-error', 'b', 1, none, none], ['executed', 'b', 1, 201, none]], async () => {
+      await post('b', '{}')
+      fail(undefined)
+      await until(() => told.length > 1, 'the response is kept')
+    })
+    fail('release')
+    await happens('freed late', [['store-error', 'r', 1, none, none], ['released', 'r', 1, 500, none]], async () => {
+      await post('r', '{}', { path: '/fail' })
+      fail(undefined)
+      await until(() => told.length > 1, 'the key is freed')
+    })
+  })
+
+  t.test(`G3, G4: executed and released are told before the reply leaves (${mode})`, async t => {
+    const told: unknown[] = []
+    for (const name of ['executed', 'released']) listen(t, name, ({ key }) => { told.push([name, key]) })
+    const { post } = await start(t, mode, {
+      before: app => { app.addHook('onResponse', async ({ idempotency }) => { told.push(['onResponse', idempotency?.key]) }) },
+      routes
+    })
+    await post('k', '{}')
+    await post('f', '{}', { path: '/fail' })
+    await until(() => told.length === 4, 'both responses are over')
+    t.same(told, [['executed', 'k'], ['onResponse', 'k'], ['released', 'f'], ['onResponse', 'f']])
+  })
+}
+
+t.test('an event of the ietf profile has the status of that profile', async t => {
+  const statuses: unknown[] = []
+  listen(t, 'mismatched', ({ status }) => { statuses.push(status) })
+  const { post } = await start(t, 'memory', { options: { profile: 'ietf' }, routes })
+  await post('"k"', '{}')
+  t.equal((await post('"k"', '[]')).status, 422)
+  t.same(statuses, [422])
+})
+
+t.test('a subscriber that throws does not break the request: Node.js reports it as an uncaught exception', async t => {
+  const caught: unknown[] = []
+  const done = gate()
+  process.setUncaughtExceptionCaptureCallback(error => { caught.push(error); done.open() })
+  t.teardown(() => { process.setUncaughtExceptionCaptureCallback(null) })
+  const fault = new Error('in a subscriber')
+  const others: string[] = []
+  listen(t, 'executed', () => { throw fault })
+  listen(t, 'executed', ({ key }) => { others.push(key) })
+  const { post } = await start(t, 'memory', { routes })
+  t.equal((await post('k', '{}')).status, 201)
+  t.equal((await post('k', '{}')).replayed, true)
+  await done.promise
+  t.same([caught, others], [[fault], ['k']])
+})
+
+t.test('the log has no body and no credential, whatever a store puts on its errors', async t => {
+  const log: string[] = []
+  const logger = { level: 'debug', stream: { write: (line: string) => { log.push(line) } } }
+  const headers = { 'content-type': 'application/json', 'idempotency-key': 'k', authorization: 'Bearer secret-token' }
+  await t.test('an error of ioredis has the arguments of its command', async t => {
+    const redis = await redisClient()
+    const limit = async (bytes: number): Promise<void> => { for (const server of serversOf(redis)) await server.config('SET', 'maxmemory', bytes) }
+    const errors: unknown[] = []
+    listen(t, 'store-error', ({ error }) => { errors.push(error) })
+    const { app, post } = await start(t, 'memory', {
+      fastify: { logger },
+      options: { store: new RedisStore(redis) },
+      routes: app => app.post('/', async () => { await limit(1); return 'a kept body' })
+    })
+    t.equal((await post('k', '{"card":"4242424242424242"}', { headers })).text, 'a kept body')
+    await limit(0)
+    await until(async () => (await app.idempotency.inspect({ scope: 'Bearer secret-token', key: 'k' }))?.state === 'completed', 'the response is kept')
+    t.match(errors[0], { command: { name: String } }, 'what makes the difference')
+    t.match(log.join(''), /"message":"OOM .*"name":"ReplyError".* response could not be kept/)
+  })
+  await t.test('and what else a store may throw', async t => {
+    const thrown = [Object.assign(new TypeError('the store is down'), { code: 'E_DOWN', body: 'a kept body' }), new DOMException('aborted', 'AbortError'), 'down']
+    const store = faulty({ claim: () => { throw thrown.shift() } })
+    const { post } = await start(t, 'memory', { fastify: { logger }, options: { store }, routes })
+    for (let i = 0; i < 3; i++) t.equal((await post('k', '{}', { headers })).status, 503)
+    t.match(log.join(''), /"message":"the store is down","stack":"TypeError: .*"name":"TypeError","code":"E_DOWN"/)
+    t.match(log.join(''), /"message":"aborted","stack":"AbortError: .*"name":"AbortError"/)
+    t.match(log.join(''), '"err":"down"')
+  })
+  t.notMatch(log.join(''), /secret-token|4242424242424242|a kept body/)
+  t.notMatch(log.join(''), [...Buffer.from('a kept body')].join(), 'nor as numbers')
+})
+
+t.test('G10: inspect and forget are bounded by storeTimeout', async t => {
+  const store = Object.assign(faulty({}), { read: hangs, remove: hangs })
+  const { app } = await start(t, 'memory', { options: { store: store as unknown as Store, storeTimeout: 20 }, routes })
+  await t.rejects(app.idempotency.inspect({ key: 'k' }), { name: 'StoreTimeout' })
+  await t.rejects(app.idempotency.forget({ key: 'k' }), { name: 'StoreTimeout' })
+})
+
+/** All that can happen to a key, on one app: each with its own key, but for retries. */
+async function everything (api: TestApp, store: Store, prefix: string, fail: (name: keyof Store | undefined) => void, entered: Gate, finish: Gate): Promise<void> {
+  const { post } = api
+  await post('secret-k', '{}')
+  await post('secret-k', '{}')
+  await post('secret-k', '[]')
+  await post('secret-i', '{}', { path: '/items/1?secret=2' })
+  await post(' ', '{}', { path: '/items/2' })
+  const slow = post('secret-s', '{}', { path: '/slow' })
+  await entered.promise
+  await post('secret-s', '{}', { path: '/slow' })
+  finish.open()
+  await slow
+  await post('secret-f', '{}', { path: '/fail' })
+  await post('secret-l', '{}', { path: '/large' })
+  fail('claim')
+  await post('secret-c', '{}')
+  fail(undefined)
+  await dieHolding(api, store, prefix, 'secret-d')
+  await post('secret-d', '{}')
+}
+
+for (const mode of STORES) {
+  t.test(`examples/metrics.ts: counts and durations of all apps, without URLs and keys (${mode})`, async t => {
+    const registry = new Registry()
+    const stop = registerMetrics(registry)
+    t.teardown(stop)
+    const { store, fail } = await breakable(mode)
+    const [entered, finish] = [gate(), gate()]
+    const prefix = `${randomUUID()}:`
+    const api = await start(t, 'memory', {
+      options: { store, prefix, maxResponseBytes: 500 },
+      routes: app => { routes(app, entered, finish); serveMetrics(app, registry) }
+    })
+    const other = await start(t, 'memory', { routes })
+    const metrics = async (): Promise<string[]> => (await api.call({ method: 'GET', path: '/metrics' })).text.split('\n')
+    const starting = (await metrics()).filter(line => line.startsWith('idempotency_'))
+    t.same(starting, ['store-error', 'lease-lost', 'abandoned', 'unreplayable'].map(fault => `idempotency_faults_total{fault="${fault}"} 0`), 'alerts see the first fault')
+
+    await everything(api, store, prefix, fail, entered, finish)
+    await other.post('secret-k', '{}')
+    const lines = await metrics()
+    const counted = (name: string): string[] => lines.filter(line => line.startsWith(`idempotency_${name}`)).sort()
+    t.same(counted('events_total'), [
+      ['abandoned', '/', '', 1], ['conflicted', '/slow', 409, 1], ['executed', '/', 201, 3], ['executed', '/items/:id', 200, 1], ['executed', '/slow', 200, 1],
+      ['invalid', '/items/:id', 400, 1], ['mismatched', '/', 409, 1], ['released', '/fail', 500, 1], ['replayed', '/', 201, 1], ['store-error', '/', 503, 1], ['unreplayable', '/large', 200, 1]
+    ].map(([event, route, status, count]) => `idempotency_events_total{event="${event}",method="POST",route="${route}",status="${status}"} ${count}`))
+    t.same(counted('faults_total'), [['abandoned', 1], ['lease-lost', 0], ['store-error', 1], ['unreplayable', 1]].map(([fault, count]) => `idempotency_faults_total{fault="${fault}"} ${count}`))
+    t.same(counted('held_seconds_count'), [['executed', '/', 3], ['executed', '/items/:id', 1], ['executed', '/slow', 1], ['released', '/fail', 1], ['unreplayable', '/large', 1]].map(([event, route, count]) => `idempotency_held_seconds_count{event="${event}",method="POST",route="${route}"} ${count}`))
+    await api.post('secret-l', '{}', { path: '/large' })
+    t.ok((await metrics()).includes('idempotency_held_seconds_count{event="unreplayable",method="POST",route="/large"} 1'), 'a refused retry has held nothing')
+    t.notMatch(lines.join(), 'secret')
+
+    stop()
+    const last = await metrics()
+    await api.post('secret-z', '{}')
+    t.same(await metrics(), last, 'nobody listens any more')
+  })
+
+  t.test(`examples/tracing.ts: what happened is on the span of the request (${mode})`, async t => {
+    const { spans, instrumentation } = tracer(t)
+    const { store, fail } = await breakable(mode)
+    const [entered, finish] = [gate(), gate()]
+    const prefix = `${randomUUID()}:`
+    const api = await start(t, 'memory', {
+      options: { store, prefix, maxResponseBytes: 500 },
+      routes: async app => { await app.register(instrumentation.plugin()); routes(app, entered, finish) }
+    })
+    await everything(api, store, prefix, fail, entered, finish)
+    const requests = spans.getFinishedSpans().filter(({ name }) => name === 'request')
+    const told = requests.map(({ attributes, events }) => [
+      attributes['http.response.status_code'], attributes['idempotency.event'], attributes['idempotency.replayed'], attributes['idempotency.attempt'],
+      attributes['idempotency.status_code'], attributes['idempotency.error.code'], events.filter(({ name }) => name.startsWith('idempotency.')).length
+    ])
+    const none = undefined
+    t.same(told.sort(byText), [
+      [201, 'executed', false, 1, 201, none, 1],
+      [201, 'replayed', true, 1, 201, none, 1],
+      [409, 'mismatched', false, 1, 409, 'idempotency_key_mismatch', 1],
+      [200, 'executed', false, 1, 200, none, 1],
+      [400, 'invalid', false, none, 400, 'idempotency_key_invalid', 1],
+      [409, 'conflicted', false, 1, 409, 'idempotency_in_progress', 1],
+      [200, 'executed', false, 1, 200, none, 1],
+      [500, 'released', false, 1, 500, none, 1],
+      [200, 'unreplayable', false, 1, 200, none, 1],
+      [503, 'store-error', false, none, 503, 'idempotency_store_unavailable', 1],
+      [201, 'executed', false, 2, 201, none, 2]
+    ].sort(byText))
+    t.equal(spans.getFinishedSpans().some(({ name }) => name.startsWith('idempotency ')), false)
+    const [first, retry] = requests.map(({ attributes }) => attributes['idempotency.key.hash'])
+    t.match(first, /^[0-9a-f]{16}$/)
+    t.equal(retry, first, 'retries are found by their key')
+    t.match(requests.find(({ attributes }) => attributes['idempotency.event'] === 'store-error')?.events.find(({ name }) => name === 'exception')?.attributes, { 'exception.message': 'the store is down' })
+    for (const { attributes, events } of requests) t.notMatch(JSON.stringify([{ ...attributes, 'url.path': '' }, events]), 'secret')
+  })
+}
+
+t.test('examples/tracing.ts: what the ended span of the request cannot take is a child of it', async t => {
+  const { spans, instrumentation } = tracer(t)
+  const { store, fail } = await breakable('memory')
+  const { post } = await start(t, 'memory', {
+    options: { store },
+    before: async app => await app.register(instrumentation.plugin()),
+    routes: app => {
+      routes(app)
+      app.post('/untraced', { config: { otel: false } }, async () => 'ok')
+    }
+  })
+  const children = (): ReadableSpan[] => spans.getFinishedSpans().filter(({ name }) => name.startsWith('idempotency '))
+  const parentsOf = (found: ReadableSpan[]): Array<string | undefined> => found.map(({ parentSpanContext }) => spans.getFinishedSpans().find(span => span.spanContext().spanId === parentSpanContext?.spanId)?.name)
+  await post('k', '{}')
+  await post('k', '{}')
+  t.same(children().map(({ name, attributes }) => [name, attributes['idempotency.attempt']]), [['idempotency executed', 1]], 'the outcome, where @fastify/otel was registered first; a replay not')
+  spans.reset()
+
+  fail('complete')
+  await post('late', '{}')
+  fail(undefined)
+  await until(() => children().length > 1, 'the response is kept')
+  const found = children()
+  t.same(found.map(({ name }) => name), ['idempotency store-error', 'idempotency executed'])
+  t.same(parentsOf(found), ['request', 'request'])
+
+  await post('u', '{}', { path: '/untraced' })
+  t.equal(children().length, 2, 'a route that is not traced')
+})
+
+t.test('examples/tracing.ts: what a timer finds out, or another request, is on the span of the request it is about', async t => {
+  const { spans, instrumentation } = tracer(t)
+  const entered = { a: gate(), b: gate() }
+  const [finish, waits] = [gate(), gate()]
+  class WatchedStore extends MemoryStore {
+    override watch (key: string, wake: () => void): () => void {
+      waits.open()
+      return super.watch(key, wake)
+    }
+  }
+  const { app, post } = await start(t, 'memory', {
+    options: { store: new WatchedStore(), lease: 60, inFlight: { wait: 60_000 } },
+    routes: async app => {
+      await app.register(instrumentation.plugin())
+      app.post<{ Params: { id: 'a' | 'b' } }>('/:id', async ({ params: { id }, idempotency }) => {
+        const lost = new Promise(resolve => { idempotency?.signal.addEventListener('abort', resolve) })
+        entered[id].open()
+        await (id === 'a' ? finish.promise : lost)
+        return 'ok'
+      })
+    }
+  })
+  // The one timer of the leases is started in the context of the first.
+  const first = post('a', '{}', { path: '/a' })
+  await entered.a.promise
+  const loser = post('b', '{}', { path: '/b' })
+  await entered.b.promise
+  await app.idempotency.forget({ key: 'b' })
+  await loser
+  // Woken by the first's end, in its context.
+  const waiter = post('a', '{}', { path: '/a' })
+  await waits.promise
+  finish.open()
+  await Promise.all([first, waiter])
+  const told = spans.getFinishedSpans().filter(({ name }) => name === 'request').map(({ attributes, events }) => [attributes['url.path'], ...events.map(({ name }) => name)])
+  t.same(told.sort(byText), [['/a', 'idempotency.executed'], ['/a', 'idempotency.replayed'], ['/b', 'idempotency.lease-lost', 'idempotency.executed']])
+})
+
+t.test('examples/tracing.ts: without @fastify/otel nothing is traced, and nothing fails', async t => {
+  const { spans } = tracer(t)
+  const { post } = await start(t, 'memory', { routes })
+  t.equal((await post('k', '{}')).status, 201)
+  t.same(spans.getFinishedSpans(), [])
+})
+
+const byText = (a: unknown, b: unknown): number => JSON.stringify(a) < JSON.stringify(b) ? -1 : 1
+
+/** Tracing as an app would set it up, and the recipe, until the test ends. */
+function tracer (t: Test): { spans: InMemorySpanExporter, instrumentation: FastifyOtelInstrumentation } {
+  const spans = new InMemorySpanExporter()
+  const instrumentation = new FastifyOtelInstrumentation()
+  instrumentation.setTracerProvider(new BasicTracerProvider({ spanProcessors: [new SimpleSpanProcessor(spans)] }))
+  context.setGlobalContextManager(new AsyncLocalStorageContextManager().enable())
+  const stop = registerTracing()
+  t.teardown(() => { stop(); context.disable() })
+  return { spans, instrumentation }
+}
