@@ -1,12 +1,12 @@
 /** The clients of examples/client, against a real API behind a proxy that eats responses. */
+import { spawn } from 'node:child_process'
 import { randomUUID } from 'node:crypto'
 import { subscribe, unsubscribe } from 'node:diagnostics_channel'
-import { spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { readFile } from 'node:fs/promises'
-import { text } from 'node:stream/consumers'
 import { createServer, type IncomingMessage, type ServerResponse } from 'node:http'
 import type { AddressInfo } from 'node:net'
+import { text } from 'node:stream/consumers'
 import formbody from '@fastify/formbody'
 import axios from 'axios'
 import axiosRetry from 'axios-retry'
@@ -466,9 +466,13 @@ t.test('the demo survives a lost response, a 503 and a crash', async t => {
 t.test("the README's lines are the examples' own", async t => {
   const readme = await readFile('README.md', 'utf8')
   const section = readme.slice(readme.indexOf('\n## How to write a client'), readme.indexOf('\n## Stores'))
-  const snippets = [...section.matchAll(/\]\((examples\/client\/\w+\.ts)\)[^`]*(?:`[^`\n]+`[^`]*)*```ts\n(.*?)```/gs)]
-  t.same(snippets.map(([, file]) => file), ['send', 'got', 'axios', 'undici', 'stripe'].map(name => `examples/client/${name}.ts`))
-  for (const [, file, snippet] of snippets as unknown as Array<[string, string, string]>) {
+  // Each belongs to the file that was linked last.
+  const snippets = section.split('```ts\n').slice(1).map((part, i, parts) => [
+    [...(i === 0 ? section : String(parts[i - 1])).split('```ts\n')[0]?.matchAll(/\]\((examples\/client\/\w+\.ts)\)/g) ?? []].at(-1)?.[1],
+    part.split('```')[0]
+  ])
+  t.same(snippets.map(([file]) => file), ['send', 'got', 'axios', 'undici', 'stripe'].map(name => `examples/client/${name}.ts`))
+  for (const [file, snippet] of snippets as Array<[string, string]>) {
     const source = (await readFile(file, 'utf8')).split('\n').map(line => line.trim())
     for (const line of snippet.split('\n').map(line => line.trim()).filter(Boolean)) t.ok(source.includes(line), `${file}: ${line}`)
   }

@@ -16,9 +16,9 @@ axiosRetry(client, {
   retryDelay: exponentialDelay,
   retryCondition ({ code, response }) {
     if (code === 'ERR_CANCELED') return false
-    // No whole response: a network error, a timeout, or one that was cut off within its body.
-    if (response === undefined || response.status < 400) return true
-    return response.status === 429 || response.status >= 500 || (response.data as { code?: string }).code === 'idempotency_in_progress'
+    // No response (a network error, a timeout); a 5xx, or any response that was cut off within its body.
+    if (response === undefined || code === 'ERR_BAD_RESPONSE') return true
+    return response.status === 429 || (response.data as { code?: string } | null)?.code === 'idempotency_in_progress'
   }
 })
 
