@@ -25,10 +25,6 @@ import { gate, start, type TestApp } from './fixtures/app.ts'
 import { startEater, type Cut } from './fixtures/eater.ts'
 import { loader } from './fixtures/loader.ts'
 
-// The libraries' own backoffs are real.
-const parallel = { buffered: true }
-t.jobs = 4
-
 interface Api extends TestApp {
   /** Of the handler. */
   runs: () => number
@@ -95,7 +91,7 @@ const CLIENTS: Record<string, Pay> = {
 
 for (const [name, pay] of Object.entries(CLIENTS)) {
   for (const cuts of [['before', 'before'], ['within']] as Cut[][]) {
-    t.test(`${name}: one execution and its answer, though responses are lost (${cuts.join(', ')})`, parallel, async t => {
+    t.test(`${name}: one execution and its answer, though responses are lost (${cuts.join(', ')})`, async t => {
       const api = await startApi(t)
       const key = randomUUID()
       const answer = await pay(await api.behind(...cuts), { amount: 1 }, key)
@@ -105,7 +101,7 @@ for (const [name, pay] of Object.entries(CLIENTS)) {
     })
   }
 
-  t.test(`${name}: waits for a first attempt that still runs, and gets its answer`, parallel, async t => {
+  t.test(`${name}: waits for a first attempt that still runs, and gets its answer`, async t => {
     const running = gate()
     const api = await startApi(t, async () => await running.promise)
     const key = randomUUID()
@@ -120,12 +116,12 @@ for (const [name, pay] of Object.entries(CLIENTS)) {
     t.equal(api.runs(), 1)
   })
 
-  t.test(`${name}: 503 and 429 are tried again, with the same key`, parallel, async t => {
+  t.test(`${name}: 503 and 429 are tried again, with the same key`, async t => {
     const api = await startApi(t, (run, reply) => run < 3 ? reply.code(run === 1 ? 503 : 429).send({ error: 'not now' }) : undefined)
     t.match(await pay(api.url, { amount: 1 }, randomUUID()), { status: 201, body: { run: 3 } })
   })
 
-  t.test(`${name}: a mismatch is not tried again`, parallel, async t => {
+  t.test(`${name}: a mismatch is not tried again`, async t => {
     const api = await startApi(t)
     const key = randomUUID()
     await api.post(key, '{"amount":1}', { path: '/pay' })
@@ -147,7 +143,7 @@ async function startedFirst (api: Api): Promise<void> {
 
 /* What the libraries do by themselves. */
 
-t.test('axios-retry by default sends a POST again after a network error: two executions without a key', parallel, async t => {
+t.test('axios-retry by default sends a POST again after a network error: two executions without a key', async t => {
   const api = await startApi(t)
   const client = axios.create()
   axiosRetry(client)
@@ -155,7 +151,7 @@ t.test('axios-retry by default sends a POST again after a network error: two exe
   t.equal(api.runs(), 2)
 })
 
-t.test('axios-retry by default does not send a POST again after a 503', parallel, async t => {
+t.test('axios-retry by default does not send a POST again after a 503', async t => {
   const api = await startApi(t, (_run, reply) => reply.code(503).send({}))
   const client = axios.create()
   axiosRetry(client)
@@ -163,7 +159,7 @@ t.test('axios-retry by default does not send a POST again after a 503', parallel
   t.equal(api.runs(), 1)
 })
 
-t.test('axios-retry: a key made in a request interceptor is another one for each attempt', parallel, async t => {
+t.test('axios-retry: a key made in a request interceptor is another one for each attempt', async t => {
   const api = await startApi(t)
   const client = axios.create()
   client.interceptors.request.use(config => {
@@ -175,13 +171,13 @@ t.test('axios-retry: a key made in a request interceptor is another one for each
   t.equal(api.runs(), 2)
 })
 
-t.test('got by default does not send a POST again', parallel, async t => {
+t.test('got by default does not send a POST again', async t => {
   const api = await startApi(t)
   await t.rejects(got.post(await api.behind('before'), { json: { amount: 1 } }), { code: 'ECONNRESET' })
   t.equal(api.runs(), 1)
 })
 
-t.test('got: a key made in a beforeRequest hook is another one for each attempt', parallel, async t => {
+t.test('got: a key made in a beforeRequest hook is another one for each attempt', async t => {
   const api = await startApi(t)
   await got.post(await api.behind('before'), {
     json: { amount: 1 },
@@ -191,7 +187,7 @@ t.test('got: a key made in a beforeRequest hook is another one for each attempt'
   t.equal(api.runs(), 2)
 })
 
-t.test('RetryAgent by default does not send a POST again', parallel, async t => {
+t.test('RetryAgent by default does not send a POST again', async t => {
   const api = await startApi(t)
   const dispatcher = new RetryAgent(new Agent())
   t.teardown(async () => await dispatcher.close())
@@ -199,7 +195,7 @@ t.test('RetryAgent by default does not send a POST again', parallel, async t => 
   t.equal(api.runs(), 1)
 })
 
-t.test('RetryAgent: a response cut within its body is asked for by Range, and cannot be had without sending the operation anew', parallel, async t => {
+t.test('RetryAgent: a response cut within its body is asked for by Range, and cannot be had without sending the operation anew', async t => {
   const ranges: unknown[] = []
   const api = await startApi(t)
   const dispatcher = new RetryAgent(new Agent(), { methods: ['POST'], minTimeout: 1 })
@@ -229,14 +225,14 @@ async function startStripe (t: Test, options: FastifyIdempotencyOptions = { erro
 
 const form = { path: '/v1/charges', headers: { 'content-type': 'application/x-www-form-urlencoded', authorization: 'Bearer sk_test_example' } }
 
-t.test('stripe-node: one execution and its answer, though responses are lost', parallel, async t => {
+t.test('stripe-node: one execution and its answer, though responses are lost', async t => {
   const api = await startStripe(t)
   const { lastResponse } = await payWithStripe(stripeClient(await api.behind('before', 'before')), 1, randomUUID())
   t.match(lastResponse, { statusCode: 201, headers: { 'idempotent-replayed': 'true' } })
   t.equal(api.runs(), 1)
 })
 
-t.test('stripe-node: one execution without a key of yours too, but not when you make the call again', parallel, async t => {
+t.test('stripe-node: one execution without a key of yours too, but not when you make the call again', async t => {
   const api = await startStripe(t)
   const charge = { amount: 1, currency: 'eur' }
   t.match((await stripeClient(await api.behind('before')).charges.create(charge)).lastResponse.headers, { 'idempotent-replayed': 'true' })
@@ -248,7 +244,7 @@ t.test('stripe-node: one execution without a key of yours too, but not when you 
   t.equal(api.runs(), 3)
 })
 
-t.test('stripe-node: a response cut within its body is an error at once, and the same call with its key gets the answer', parallel, async t => {
+t.test('stripe-node: a response cut within its body is an error at once, and the same call with its key gets the answer', async t => {
   const api = await startStripe(t)
   const stripe = stripeClient(await api.behind('within'))
   const key = randomUUID()
@@ -257,7 +253,7 @@ t.test('stripe-node: a response cut within its body is an error at once, and the
   t.equal(api.runs(), 1)
 })
 
-t.test('stripe-node: waits for a first attempt that still runs, and gets its answer', parallel, async t => {
+t.test('stripe-node: waits for a first attempt that still runs, and gets its answer', async t => {
   const running = gate()
   const api = await startStripe(t, { errors: 'throw' }, async () => await running.promise)
   const key = randomUUID()
@@ -274,7 +270,7 @@ t.test('stripe-node: waits for a first attempt that still runs, and gets its ans
 
 for (const errors of ['throw', 'envelope'] as const) {
   const outcome = errors === 'throw' ? 'an error, and not tried again' : 'tried again, and then taken for a success, unless it has a member `error`'
-  t.test(`stripe-node: a mismatch is ${outcome}`, parallel, async t => {
+  t.test(`stripe-node: a mismatch is ${outcome}`, async t => {
     const api = await startStripe(t, { errors })
     const key = randomUUID()
     await api.post(key, 'amount=2', form)
@@ -340,7 +336,7 @@ const ok = { status: 201, body: '{}' }
 const refusal = (code: string): string => JSON.stringify({ status: 'error', code })
 const IN_PROGRESS = { status: 409, body: refusal('idempotency_in_progress') }
 
-t.test('fetch: one key and the same bytes for every attempt; a key for each operation', parallel, async t => {
+t.test('fetch: one key and the same bytes for every attempt; a key for each operation', async t => {
   const { url, keys, bodies, options } = await scripted(t, 'cut', { status: 502 }, ok)
   let reads = 0
   const operation = { toJSON: () => ({ read: ++reads }) }
@@ -353,13 +349,13 @@ t.test('fetch: one key and the same bytes for every attempt; a key for each oper
   t.equal(keys.at(-1), 'stored')
 })
 
-t.test('fetch: the backoff doubles up to its limit, with full jitter', parallel, async t => {
+t.test('fetch: the backoff doubles up to its limit, with full jitter', async t => {
   const { url, delays, options } = await scripted(t, 'cut', 'cut', 'cut', 'cut', ok)
   await send(url, {}, { ...options, minDelay: 100, maxDelay: 350 })
   t.same(delays, [50, 100, 175, 175])
 })
 
-t.test('fetch: waits as long as Retry-After says, in seconds and as a date, and then its jitter', parallel, async t => {
+t.test('fetch: waits as long as Retry-After says, in seconds and as a date, and then its jitter', async t => {
   const { url, delays, options } = await scripted(t,
     { ...IN_PROGRESS, headers: { 'retry-after': '7' } },
     { status: 503, headers: { 'retry-after': 'Tue, 01 Jan 2030 00:00:20 GMT' } },
@@ -369,14 +365,14 @@ t.test('fetch: waits as long as Retry-After says, in seconds and as a date, and 
   t.same(delays, [7_100, 20_000 - 7_100 + 200, 400, 800])
 })
 
-t.test('fetch: gives up rather than wait past its deadline', parallel, async t => {
+t.test('fetch: gives up rather than wait past its deadline', async t => {
   const { url, delays, options } = await scripted(t, 'cut', { status: 503, headers: { 'retry-after': '100' } })
   const error = await send(url, {}, { ...options, deadline: 50_000, key: 'k' }).catch((error: unknown) => error)
   t.match(error, { name: 'SendError', effect: 'unknown', key: 'k', attempts: 2, message: 'Gave up after 503 (attempts: 2, key: k). It may have taken effect: send it again with the same key, or look.' })
   t.same(delays, [100])
 })
 
-t.test('fetch: an attempt that is not answered in time is made again', parallel, async t => {
+t.test('fetch: an attempt that is not answered in time is made again', async t => {
   const { url, options } = await scripted(t, 'silence', ok)
   const why: string[] = []
   t.equal((await send(url, {}, { ...options, onRetry: retry => why.push(retry.why) })).attempts, 2)
@@ -387,7 +383,7 @@ for (const [form, body] of Object.entries({
   envelope: (code: string) => refusal(code),
   problem: (code: string) => JSON.stringify({ type: `urn:problem-type:${code}`, status: 409, code })
 })) {
-  t.test(`fetch: tells the refusals by their code (${form})`, parallel, async t => {
+  t.test(`fetch: tells the refusals by their code (${form})`, async t => {
     const { url, options } = await scripted(t, { status: 409, body: body('idempotency_in_progress') }, ok)
     t.equal((await send(url, {}, options)).attempts, 2)
     for (const [code, effect] of [['key_mismatch', 'none'], ['key_invalid', 'none'], ['key_missing', 'none'], ['outcome_unknown', 'unknown'], ['response_unavailable', 'done']]) {
@@ -397,7 +393,7 @@ for (const [form, body] of Object.entries({
   })
 }
 
-t.test('fetch: an answer of the handler is an answer, whatever it says', parallel, async t => {
+t.test('fetch: an answer of the handler is an answer, whatever it says', async t => {
   for (const step of [{ status: 409, body: '{"code":"sold_out"}' }, { status: 422, body: 'no JSON' }, { status: 303, headers: { location: '/elsewhere' } }, { status: 409, body: 'null' }]) {
     const { url, options } = await scripted(t, step)
     t.match(await send(url, {}, options), { status: step.status, attempts: 1 })
@@ -406,7 +402,7 @@ t.test('fetch: an answer of the handler is an answer, whatever it says', paralle
   t.match(await send(url, {}, options), { status: 500, replayed: true, attempts: 1 }, 'a 5xx that was kept on purpose')
 })
 
-t.test('fetch: says whether the operation may have taken effect', parallel, async t => {
+t.test('fetch: says whether the operation may have taken effect', async t => {
   const cases: Array<[Script[], string]> = [
     [[{ status: 429 }], 'none'],
     [[{ status: 503, body: refusal('idempotency_store_unavailable') }], 'none'],
@@ -432,7 +428,7 @@ t.test('fetch: says whether the operation may have taken effect', parallel, asyn
   t.match(await send(`http://127.0.0.1:${port}`, {}, { ...gone.options, deadline: 1_000 }).catch((error: unknown) => error), { effect: 'none', message: /Gave up after ECONNREFUSED/ })
 })
 
-t.test('fetch: an abort ends it before, in and between attempts', parallel, async t => {
+t.test('fetch: an abort ends it before, in and between attempts', async t => {
   const { url, keys, options } = await scripted(t, 'cut')
   const before = await send(url, {}, { ...options, signal: AbortSignal.abort(new Error('why')) }).catch((error: unknown) => error)
   t.match(before, { effect: 'none', attempts: 0, message: /^Aborted/, cause: { message: 'why' } })
@@ -452,7 +448,7 @@ t.test('fetch: an abort ends it before, in and between attempts', parallel, asyn
   t.match(await sent, { effect: 'unknown', attempts: 1, message: /^Aborted/ })
 })
 
-t.test('fetch: the real clock sleeps, and times out', parallel, async t => {
+t.test('fetch: the real clock sleeps, and times out', async t => {
   const api = await startApi(t, (run, reply) => run === 1 ? reply.code(500).send({}) : undefined)
   t.equal((await send(api.url, {}, { minDelay: 1 })).attempts, 2)
   const running = gate()
@@ -461,7 +457,7 @@ t.test('fetch: the real clock sleeps, and times out', parallel, async t => {
   t.match(await send(stuck.url, {}, { attemptTimeout: 20, deadline: 20 }).catch((error: unknown) => error), { effect: 'unknown', message: /Gave up after timeout/ })
 })
 
-t.test('the demo survives a lost response, a 503 and a crash', parallel, async t => {
+t.test('the demo survives a lost response, a 503 and a crash', async t => {
   const demo = spawn(process.execPath, [...loader, 'examples/client/demo.ts'], { stdio: ['ignore', 'pipe', 'inherit'] })
   t.teardown(() => demo.kill())
   const transcript = await text(demo.stdout)
@@ -471,7 +467,7 @@ t.test('the demo survives a lost response, a 503 and a crash', parallel, async t
   t.match(crashed, /A is killed \(SIGKILL\)\n {2}attempt 1: UND_ERR_SOCKET.*\n {2}attempt 2: 409 idempotency_in_progress.*\n(.*\n)* {2}B runs the handler, attempt 2 of this key\n {2}attempt \d: 201 .*"attempt":2/)
 })
 
-t.test("the README's lines are the examples' own", parallel, async t => {
+t.test("the README's lines are the examples' own", async t => {
   const readme = await readFile('README.md', 'utf8')
   const section = readme.slice(readme.indexOf('\n## How to write a client'), readme.indexOf('\n## Stores'))
   // Each belongs to the file that was linked last.
