@@ -12,7 +12,6 @@ import axios from 'axios'
 import axiosRetry from 'axios-retry'
 import type { FastifyInstance, FastifyReply } from 'fastify'
 import got from 'got'
-import Stripe from 'stripe'
 import t, { type Test } from 'tap'
 import { Agent, RetryAgent, request } from 'undici'
 import { pay as payWithAxios } from '../examples/client/axios.ts'
@@ -52,6 +51,11 @@ async function startApi (t: Test, first: First = () => {}, options: FastifyIdemp
     }
   })
   return { ...app, runs: () => runs, url: `http://127.0.0.1:${app.port}/pay`, behind: async (...cuts) => `${await startEater(t, app.port, cuts)}/pay` }
+}
+
+/** What it rejects with. */
+async function failure (promise: Promise<unknown>): Promise<unknown> {
+  return await promise.then(() => { throw new Error('expected to fail') }, (error: unknown) => error)
 }
 
 /** Settles at the next event of this name for the key. */
@@ -238,7 +242,7 @@ t.test('stripe-node: one execution without a key of yours too, but not when you 
   t.match((await stripeClient(await api.behind('before')).charges.create(charge)).lastResponse.headers, { 'idempotent-replayed': 'true' })
   t.equal(api.runs(), 1)
   const stripe = stripeClient(await api.behind('within'))
-  await t.rejects(stripe.charges.create(charge), Stripe.errors.StripeConnectionError)
+  t.match(await failure(stripe.charges.create(charge)), { type: 'StripeConnectionError' })
   t.equal(api.runs(), 2)
   await stripe.charges.create(charge)
   t.equal(api.runs(), 3)
@@ -248,7 +252,7 @@ t.test('stripe-node: a response cut within its body is an error at once, and the
   const api = await startStripe(t)
   const stripe = stripeClient(await api.behind('within'))
   const key = randomUUID()
-  await t.rejects(payWithStripe(stripe, 1, key), Stripe.errors.StripeConnectionError)
+  t.match(await failure(payWithStripe(stripe, 1, key)), { type: 'StripeConnectionError' })
   t.match((await payWithStripe(stripe, 1, key)).lastResponse.headers, { 'idempotent-replayed': 'true' })
   t.equal(api.runs(), 1)
 })
@@ -280,7 +284,7 @@ for (const errors of ['throw', 'envelope'] as const) {
     t.teardown(() => unsubscribe('fastify-idempotency:mismatched', count))
     const stripe = stripeClient(api.url)
     if (errors === 'throw') {
-      t.match(await payWithStripe(stripe, 1, key).catch((error: unknown) => error), { type: 'StripeAPIError', rawType: 'idempotency_error', statusCode: 409, code: 'idempotency_key_mismatch' })
+      t.match(await failure(payWithStripe(stripe, 1, key)), { type: 'StripeAPIError', rawType: 'idempotency_error', statusCode: 409, code: 'idempotency_key_mismatch' })
       t.equal(refusals, 1)
     } else {
       t.match(await stripe.charges.create({ amount: 1 }, { idempotencyKey: key, maxNetworkRetries: 1 }), { status: 'error', code: 'idempotency_key_mismatch' })
@@ -367,7 +371,7 @@ t.test('fetch: waits as long as Retry-After says, in seconds and as a date, and 
 
 t.test('fetch: gives up rather than wait past its deadline', async t => {
   const { url, delays, options } = await scripted(t, 'cut', { status: 503, headers: { 'retry-after': '100' } })
-  const error = await send(url, {}, { ...options, deadline: 50_000, key: 'k' }).catch((error: unknown) => error)
+  const error = await failure(send(url, {}, { ...options, deadline: 50_000, key: 'k' }))
   t.match(error, { name: 'SendError', effect: 'unknown', key: 'k', attempts: 2, message: 'Gave up after 503 (attempts: 2, key: k). It may have taken effect: send it again with the same key, or look.' })
   t.same(delays, [100])
 })
@@ -388,7 +392,7 @@ for (const [form, body] of Object.entries({
     t.equal((await send(url, {}, options)).attempts, 2)
     for (const [code, effect] of [['key_mismatch', 'none'], ['key_invalid', 'none'], ['key_missing', 'none'], ['outcome_unknown', 'unknown'], ['response_unavailable', 'done']]) {
       const refusing = await scripted(t, { status: 409, body: body(`idempotency_${code}`) })
-      t.match(await send(refusing.url, {}, refusing.options).catch((error: unknown) => error), { name: 'SendError', effect, attempts: 1, message: new RegExp(`Refused with 409 idempotency_${code}`) })
+      t.match(await failure(send(refusing.url, {}, refusing.options)), { name: 'SendError', effect, attempts: 1, message: new RegExp(`Refused with 409 idempotency_${code}`) })
     }
   })
 }
@@ -416,7 +420,7 @@ t.test('fetch: says whether the operation may have taken effect', async t => {
   ]
   for (const [script, effect] of cases) {
     const { url, options } = await scripted(t, ...script)
-    const error = await send(url, {}, { ...options, deadline: 1_000 }).catch((error: unknown) => error) as SendError
+    const error = await failure(send(url, {}, { ...options, deadline: 1_000 })) as SendError
     t.equal(error.effect, effect, JSON.stringify(script))
   }
   const gone = await scripted(t, ok)
@@ -425,7 +429,7 @@ t.test('fetch: says whether the operation may have taken effect', async t => {
   const { port } = closed.address() as AddressInfo
   closed.close()
   await once(closed, 'close')
-  t.match(await send(`http://127.0.0.1:${port}`, {}, { ...gone.options, deadline: 1_000 }).catch((error: unknown) => error), { effect: 'none', message: /Gave up after ECONNREFUSED/ })
+  t.match(await failure(send(`http://127.0.0.1:${port}`, {}, { ...gone.options, deadline: 1_000 })), { effect: 'none', message: /Gave up after ECONNREFUSED/ })
 })
 
 t.test('fetch: an abort ends it before, in and between attempts', async t => {
@@ -435,7 +439,7 @@ t.test('fetch: an abort ends it before, in and between attempts', async t => {
   t.equal(keys.length, 0)
 
   const between = new AbortController()
-  const waiting = await send(url, {}, { ...options, signal: between.signal, onRetry: () => between.abort() }).catch((error: unknown) => error)
+  const waiting = await failure(send(url, {}, { ...options, signal: between.signal, onRetry: () => between.abort() }))
   t.match(waiting, { effect: 'unknown', attempts: 1 })
 
   const within = new AbortController()
@@ -454,7 +458,7 @@ t.test('fetch: the real clock sleeps, and times out', async t => {
   const running = gate()
   const stuck = await startApi(t, async () => await running.promise)
   t.teardown(running.open)
-  t.match(await send(stuck.url, {}, { attemptTimeout: 20, deadline: 20 }).catch((error: unknown) => error), { effect: 'unknown', message: /Gave up after timeout/ })
+  t.match(await failure(send(stuck.url, {}, { attemptTimeout: 20, deadline: 20 })), { effect: 'unknown', message: /Gave up after timeout/ })
 })
 
 t.test('the demo survives a lost response, a 503 and a crash', async t => {
