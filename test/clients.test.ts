@@ -473,7 +473,7 @@ t.test('the demo survives a lost response, a 503 and a crash', async t => {
 
 t.test("the README's lines are the examples' own", async t => {
   const readme = await readFile('README.md', 'utf8')
-  const section = readme.slice(readme.indexOf('\n## How to write a client'), readme.indexOf('\n## Stores'))
+  const section = readme.slice(readme.indexOf('\n## How to write a client'), readme.indexOf('\n## OpenAPI'))
   // Each belongs to the file that was linked last.
   const snippets = section.split('```ts\n').slice(1).map((part, i, parts) => [
     [...(i === 0 ? section : String(parts[i - 1])).split('```ts\n')[0]?.matchAll(/\]\((examples\/client\/\w+\.ts)\)/g) ?? []].at(-1)?.[1],
