@@ -11,9 +11,12 @@ interface App {
   post: (key: string, body?: unknown) => Promise<Answer>
   /** The attempts of the handler's executions, in their order. */
   runs: number[]
+  /** With `pause`: sends the first request, whose handler now runs until `go`. */
+  begin: (key: string) => Promise<{ first: Promise<Answer> }>
+  go: () => void
 }
 interface Answer { status: number, replayed: boolean, body: Buffer, several: string | null, code: string | undefined }
-interface Setup { store: Store, storeTimeout?: number, route?: IdempotencyRouteOptions, handler?: (request: FastifyRequest, reply: FastifyReply) => unknown }
+interface Setup { store: Store, storeTimeout?: number, pause?: boolean, route?: IdempotencyRouteOptions, handler?: (request: FastifyRequest, reply: FastifyReply) => unknown }
 
 const BYTES = Buffer.from(Array.from({ length: 100_000 }, (_, i) => i % 256))
 const succeed: NonNullable<Setup['handler']> = (_request, reply) => reply.code(201).header('x-several', ['a', 'b']).send(BYTES)
@@ -38,13 +41,10 @@ export function storeAppTests ({ createStore, test, outage, storeTimeout = 1_000
   })
 
   check('while the first runs, duplicates are told so', async store => {
-    const { promise, resolve } = gate()
-    const started = gate()
-    await withApp({ store, async handler (request, reply) { started.resolve(); await promise; return await succeed(request, reply) } }, async ({ post, runs }) => {
-      const first = post('k')
-      await started.promise
+    await withApp({ store, pause: true }, async ({ begin, post, runs, go }) => {
+      const { first } = await begin('k')
       for (const { status, code } of await Promise.all(Array.from({ length: 10 }, async () => await post('k')))) assert.deepEqual([status, code], [409, 'idempotency_in_progress'])
-      resolve()
+      go()
       assert.deepEqual(pick(await first), [201, false, 'a, b'])
       assert.deepEqual(pick(await post('k')), [201, true, 'a, b'])
       assert.deepEqual(runs, [1])
@@ -52,15 +52,12 @@ export function storeAppTests ({ createStore, test, outage, storeTimeout = 1_000
   })
 
   check('duplicates that wait for the first get its response', async store => {
-    const { promise, resolve } = gate()
-    const started = gate()
-    await withApp({ store, route: { inFlight: { wait: 20_000 } }, async handler (request, reply) { started.resolve(); await promise; return await succeed(request, reply) } }, async ({ post, runs }) => {
-      const first = post('k')
-      await started.promise
-      const others = Array.from({ length: 5 }, async () => await post('k'))
-      resolve()
+    await withApp({ store, pause: true, route: { inFlight: { wait: 20_000 } } }, async ({ begin, post, runs, go }) => {
+      const { first } = await begin('k')
+      const others = Promise.all(Array.from({ length: 5 }, async () => await post('k')))
+      go()
       assert.deepEqual(pick(await first), [201, false, 'a, b'])
-      for (const other of await Promise.all(others)) assert.deepEqual(pick(other), [201, true, 'a, b'])
+      for (const other of await others) assert.deepEqual(pick(other), [201, true, 'a, b'])
       assert.deepEqual(runs, [1])
     })
   })
@@ -109,19 +106,11 @@ export function storeAppTests ({ createStore, test, outage, storeTimeout = 1_000
 
   if (outage === undefined) return
   check('cut off, a first request is a 503; a response is sent, and kept once the store is back', async store => {
-    const { promise, resolve } = gate()
-    const started = gate()
-    const handler: Setup['handler'] = async (request, reply) => {
-      started.resolve()
-      await promise
-      return await succeed(request, reply)
-    }
-    await withApp({ store, storeTimeout, handler }, async ({ post, runs }) => {
-      const first = post('k')
-      await started.promise
+    await withApp({ store, storeTimeout, pause: true }, async ({ begin, post, runs, go }) => {
+      const { first } = await begin('k')
       await outage.begin()
       try {
-        resolve()
+        go()
         assert.deepEqual(pick(await first), [201, false, 'a, b'])
         assert.deepEqual(codeOf(await post('k')), [503, 'idempotency_store_unavailable'])
         assert.deepEqual(codeOf(await post('new')), [503, 'idempotency_store_unavailable'])
@@ -135,41 +124,48 @@ export function storeAppTests ({ createStore, test, outage, storeTimeout = 1_000
 }
 
 /** An app on a real socket with one route, for as long as `run` takes; the store is closed with it. */
-async function withApp ({ store, storeTimeout = 10_000, route = {}, handler = succeed }: Setup, run: (app: App) => Promise<void>): Promise<void> {
+async function withApp ({ store, storeTimeout = 10_000, pause = false, route = {}, handler = succeed }: Setup, run: (app: App) => Promise<void>): Promise<void> {
   const runs: number[] = []
+  const [started, paused] = [gate(), gate()]
   const app = Fastify()
   await app.register(idempotency, { store, storeTimeout })
   app.post('/', { config: { idempotency: route } }, async (request, reply) => {
-    runs.push(request.idempotency?.attempt ?? 0)
+    if (runs.push(request.idempotency?.attempt ?? 0) === 1 && pause) {
+      started.resolve()
+      await paused.promise
+    }
     return await handler(request, reply)
   })
   try {
     await app.listen({ port: 0, host: '127.0.0.1' })
     const { port } = app.server.address() as AddressInfo
-    await run({
-      app,
-      runs,
-      async post (key, body = { amount: 1 }) {
-        const response = await fetch(`http://127.0.0.1:${port}/`, { method: 'POST', headers: { 'content-type': 'application/json', 'idempotency-key': key }, body: JSON.stringify(body) })
-        const bytes = Buffer.from(await response.arrayBuffer())
-        const isError = response.headers.get('content-type')?.startsWith('application/json') === true
-        return {
-          status: response.status,
-          replayed: response.headers.get('idempotent-replayed') === 'true',
-          body: bytes,
-          several: response.headers.get('x-several'),
-          code: isError ? (JSON.parse(String(bytes)) as { code?: string }).code : undefined
-        }
+    const post: App['post'] = async (key, body = { amount: 1 }) => {
+      const response = await fetch(`http://127.0.0.1:${port}/`, { method: 'POST', headers: { 'content-type': 'application/json', 'idempotency-key': key }, body: JSON.stringify(body) })
+      const bytes = Buffer.from(await response.arrayBuffer())
+      const isError = response.headers.get('content-type')?.startsWith('application/json') === true
+      return {
+        status: response.status,
+        replayed: response.headers.get('idempotent-replayed') === 'true',
+        body: bytes,
+        several: response.headers.get('x-several'),
+        code: isError ? (JSON.parse(String(bytes)) as { code?: string }).code : undefined
       }
-    })
+    }
+    const begin: App['begin'] = async key => {
+      const first = post(key)
+      await Promise.race([started.promise, first])
+      return { first }
+    }
+    await run({ app, runs, post, begin, go: paused.resolve })
   } finally {
+    paused.resolve()
     await app.close()
   }
 }
 
 /** The replay that a client gets that goes on sending again. */
 async function replayOf (post: App['post']): Promise<Answer> {
-  for (let i = 0; i < 1_000; i++) {
+  for (let i = 0; i < 300; i++) {
     const answer = await post('k')
     if (answer.replayed) return answer
     await sleep(10)
