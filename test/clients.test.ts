@@ -1,5 +1,5 @@
 import { Redis as Redis5 } from 'ioredis-5'
-import Valkey from 'iovalkey'
+import { Redis as Valkey } from 'iovalkey'
 import t, { type Test } from 'tap'
 import { RedisStore, type RedisClient } from '../lib/index.ts'
 import { storeAppTests, storeTests, type Outage, type StoreTestOptions } from '../lib/store-tests.ts'

@@ -1,5 +1,5 @@
 import t from 'tap'
-import { MemoryStore } from '../lib/index.ts'
+import { MemoryStore, type Store } from '../lib/index.ts'
 import { storeAppTests, storeTests, type StoreTestOptions } from '../lib/store-tests.ts'
 import { BROKEN, plain } from './fixtures/broken-stores.ts'
 import { remote, SOUND, UNSOUND } from './fixtures/remote-store.ts'
@@ -21,8 +21,14 @@ let now = 1_000_000
 const advance = async (ms: number): Promise<void> => { now += ms }
 const create = (): MemoryStore => new MemoryStore({ now: () => now })
 
-t.test('a sound store passes', async t => {
-  t.same(await failures({ createStore: () => plain(create()), advance }), [])
+t.test('a sound store passes, and is closed behind each test', async t => {
+  let open = 0
+  const createStore = (): Store => {
+    open++
+    return { ...plain(create()), close: () => { open-- } }
+  }
+  t.same(await failures({ createStore, advance }), [])
+  t.equal(open, 0)
 })
 
 for (const { what, fault, seen } of BROKEN) {

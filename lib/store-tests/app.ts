@@ -2,7 +2,7 @@ import assert from 'node:assert/strict'
 import type { AddressInfo } from 'node:net'
 import { setTimeout as sleep } from 'node:timers/promises'
 import Fastify, { type FastifyInstance, type FastifyReply, type FastifyRequest } from 'fastify'
-import idempotency, { type IdempotencyRouteOptions } from '../index.ts'
+import idempotency, { type IdempotencyRouteOptions, type RequestIdempotency } from '../index.ts'
 import type { Store } from '../store.ts'
 import type { StoreTestOptions } from './kit.ts'
 
@@ -130,7 +130,7 @@ async function withApp ({ store, storeTimeout = 10_000, pause = false, route = {
   const app = Fastify()
   await app.register(idempotency, { store, storeTimeout })
   app.post('/', { config: { idempotency: route } }, async (request, reply) => {
-    if (runs.push(request.idempotency?.attempt ?? 0) === 1 && pause) {
+    if (runs.push((request.idempotency as RequestIdempotency).attempt) === 1 && pause) {
       started.resolve()
       await paused.promise
     }
@@ -197,6 +197,7 @@ const pick = ({ status, replayed, several }: Answer): unknown[] => [status, repl
 const codeOf = ({ status, code }: Answer): unknown[] => [status, code]
 
 function gate (): { promise: Promise<void>, resolve: () => void } {
-  let resolve = (): void => {}
-  return { promise: new Promise<void>(_resolve => { resolve = _resolve }), resolve: () => resolve() }
+  let resolve!: () => void
+  const promise = new Promise<void>(_resolve => { resolve = _resolve })
+  return { promise, resolve }
 }

@@ -87,7 +87,7 @@ function linesOf ({ headers }: Pick<Outcome, 'headers'>): string[] {
 }
 
 function spoil (outcome: Outcome): void {
-  if (Buffer.isBuffer(outcome.body)) outcome.body.fill('!')
+  (outcome.body as Buffer).fill('!')
   for (const header of outcome.headers) {
     if (Array.isArray(header[1])) header[1].push('spoilt')
     header[0] = 'spoilt'
