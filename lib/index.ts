@@ -12,7 +12,7 @@ import { parseOptions, type Config, type FastifyIdempotencyOptions, type Idempot
 import { Order } from './order.ts'
 import type { Store } from './store.ts'
 import { MemoryStore } from './stores/memory.ts'
-import { RedisStore, type RedisClient } from './stores/redis.ts'
+import { RedisStore, wrongClient, type RedisClient } from './stores/redis.ts'
 
 declare module 'fastify' {
   interface FastifyContextConfig {
@@ -66,7 +66,8 @@ function chooseStore (instance: FastifyInstance, { store, redis, minReplicas, st
     return new MemoryStore()
   }
   if (shared.callBuffer === undefined) {
-    const names = Object.keys(shared).map(name => `fastify.redis.${name}`)
+    const names = Object.keys(shared).filter(name => (shared as Record<string, Partial<RedisClient> | null | undefined>)[name]?.callBuffer !== undefined).map(name => `fastify.redis.${name}`)
+    if (names.length === 0) throw wrongClient('fastify.redis', shared)
     throw new TypeError(`fastify-idempotency: fastify.redis holds namespaces; choose one with the option "redis": ${names.join(' or ')}`)
   }
   return new RedisStore(shared as RedisClient, options)

@@ -1,6 +1,6 @@
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
-import redis from '@fastify/redis'
+import redis, { type FastifyRedis } from '@fastify/redis'
 import Fastify, { type FastifyReply, type FastifyRequest } from 'fastify'
 import fp from 'fastify-plugin'
 import t from 'tap'
@@ -123,6 +123,12 @@ t.test('the store is chosen: the option, fastify.redis, or the in-process one, w
   named.register(idempotency)
   await t.rejects(async () => await named.ready(), /fastify\.redis holds namespaces; choose one with the option "redis": fastify\.redis\.one or fastify\.redis\.two/)
   await named.close()
+
+  const other = Fastify()
+  other.decorate('redis', { sendCommand () {}, options: undefined, isOpen: true } as unknown as FastifyRedis)
+  other.register(idempotency)
+  await t.rejects(async () => await other.ready(), /fastify\.redis must be an ioredis client.*"callBuffer"\. It looks like a client of node-redis/)
+  await other.close()
 
   const twice = Fastify()
   await twice.register(idempotency)

@@ -1,7 +1,7 @@
 import fc from 'fast-check'
 import t from 'tap'
 import { decodeOutcome, encodeOutcome, MemoryStore, RedisStore, type Outcome, type RedisClient } from '../lib/index.ts'
-import { storeTests } from '../lib/store-tests.ts'
+import { storeAppTests, storeTests } from '../lib/store-tests.ts'
 import { redisClient, serversOf, stopRedis } from './fixtures/app.ts'
 
 t.teardown(stopRedis)
@@ -9,26 +9,31 @@ const token = 'a'.repeat(36)
 const claim = { token, lease: 10_000, ttl: 60_000, takeover: true }
 const outcome: Outcome = { fingerprint: 'f', status: 200, replayable: true, headers: [], body: 'x'.repeat(1_000), text: true }
 
+async function emptyStore (client: Awaited<ReturnType<typeof redisClient>>): Promise<RedisStore> {
+  await Promise.all(serversOf(client).map(async server => await server.flushall()))
+  return new RedisStore(client)
+}
+
 async function flushScripts (client: Awaited<ReturnType<typeof redisClient>>): Promise<void> {
   await Promise.all(serversOf(client).map(async server => await server.script('FLUSH')))
 }
 
 t.test('the store contract: MemoryStore, on a clock of the test\'s own', async t => {
   let now = 1_000_000
-  storeTests({
+  const options = {
     createStore: () => new MemoryStore({ now: () => now }),
-    test: async (name, run) => await t.test(name, run),
-    advance: async ms => { now += ms }
-  })
+    test: async (name: string, run: () => Promise<void>) => await t.test(name, run),
+    advance: async (ms: number) => { now += ms }
+  }
+  storeTests(options)
+  storeAppTests(options)
 })
 
 t.test('the store contract: RedisStore', async t => {
   const client = await redisClient()
-  let count = 0
-  const inner = (name: string): RedisClient => ({
-    callBuffer: async (command, ...args) => await client.callBuffer(command, ...args.map((arg, i) => i === (command === 'DEL' ? 0 : 2) ? `${name}:${String(arg)}` : arg))
-  })
-  storeTests({ createStore: () => Object.assign(new RedisStore(inner(`s${count++}`)), { close: () => {} }), test: async (name, run) => await t.test(name, run) })
+  const options = { createStore: async () => await emptyStore(client), test: async (name: string, run: () => Promise<void>) => await t.test(name, run) }
+  storeTests(options)
+  storeAppTests(options)
 })
 
 t.test('G14: MemoryStore drops the oldest ended keys at maxBytes, and never a held one', async t => {

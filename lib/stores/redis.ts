@@ -126,9 +126,7 @@ export class RedisStore implements Store {
 
   /** @throws {TypeError} when `client` is not an ioredis-compatible client, or an option is not a whole number. */
   constructor (client: RedisClient, { minReplicas = 0, replicaTimeout = 500 }: RedisStoreOptions = {}) {
-    if (typeof (client as Partial<RedisClient> | null)?.callBuffer !== 'function') {
-      throw new TypeError('fastify-idempotency: option "redis" must be an ioredis client or one compatible with it (iovalkey, an ioredis Cluster): it has no method "callBuffer"')
-    }
+    if (typeof (client as Partial<RedisClient> | null)?.callBuffer !== 'function') throw wrongClient('option "redis"', client)
     if (!Number.isSafeInteger(minReplicas) || minReplicas < 0 || !Number.isSafeInteger(replicaTimeout) || replicaTimeout < 1) {
       throw new TypeError('RedisStore: options "minReplicas" and "replicaTimeout" must be whole numbers, of replicas and of milliseconds')
     }
@@ -206,6 +204,13 @@ export class RedisStore implements Store {
     if (touched === 1 && Number(acknowledged) >= this.#minReplicas) return
     throw new Error(`${String(acknowledged ?? 0)} of ${this.#minReplicas} replicas have the write after ${this.#replicaTimeout} ms`, { cause: error ?? waitError })
   }
+}
+
+/** What is needed instead of `client`, by name where it can be told. */
+export function wrongClient (what: string, client: unknown): TypeError {
+  const isNodeRedis = typeof (client as { sendCommand?: unknown } | null)?.sendCommand === 'function'
+  return new TypeError(`fastify-idempotency: ${what} must be an ioredis client or one compatible with it (iovalkey, an ioredis Cluster): it has no method "callBuffer"` +
+    (isNodeRedis ? '. It looks like a client of node-redis (the package "redis"): give an object whose "callBuffer" calls its "sendCommand", as the README shows under "Stores"' : ''))
 }
 
 function claimOf (reply: Buffer): Claim {

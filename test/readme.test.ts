@@ -1,0 +1,63 @@
+import { mkdir, readFile, rm, writeFile } from 'node:fs/promises'
+import { fileURLToPath, pathToFileURL } from 'node:url'
+import t from 'tap'
+import ts from 'typescript'
+import { RedisStore, type RedisClient, type Store } from '../lib/index.ts'
+import { storeAppTests, storeTests, type StoreTestOptions } from '../lib/store-tests.ts'
+import { startRedis } from './fixtures/redis.ts'
+
+/** The README's code is run as it stands there. */
+
+const root = fileURLToPath(new URL('..', import.meta.url))
+/** Where nothing else looks for code, and packages resolve. */
+const folder = `${root}test/fixtures/.readme-${process.pid}/`
+await mkdir(folder)
+t.teardown(async () => { await rm(folder, { recursive: true, force: true }) })
+
+const readme = await readFile(`${root}README.md`, 'utf8')
+const section = readme.slice(readme.indexOf('\n## Stores\n'), readme.indexOf('\n## Crashes, outages and failovers\n'))
+const blocks = Array.from(section.matchAll(/^```ts\n(.*?)^```$/gms), ([, code]) => String(code))
+
+/** The one block that has `mark`, as a file. */
+async function write (name: string, mark: string): Promise<{ file: string, code: string }> {
+  const [code, ...more] = blocks.filter(block => block.includes(mark))
+  if (code === undefined || more.length > 0) throw new Error(`the README's section "Stores" must have one block with: ${mark}`)
+  await writeFile(`${folder}${name}.ts`, code.replaceAll("'fastify-idempotency'", "'../../../lib/index.ts'"))
+  return { file: `${folder}${name}.ts`, code }
+}
+
+/** What the compiler says about a file under the project's own settings. */
+function complaints (file: string): string[] {
+  const { options } = ts.parseJsonConfigFileContent(ts.readConfigFile(`${root}tsconfig.json`, ts.sys.readFile).config, ts.sys, root)
+  const program = ts.createProgram([file], options)
+  return ts.getPreEmitDiagnostics(program).map(({ messageText }) => ts.flattenDiagnosticMessageText(messageText, '\n'))
+}
+
+function runSuite (t: Tap, createStore: StoreTestOptions['createStore']): void {
+  const options: StoreTestOptions = { createStore, test: async (name, run) => await t.test(name, run) }
+  storeTests(options)
+  storeAppTests(options)
+}
+type Tap = Pick<typeof t, 'test'>
+
+t.test('the README\'s store of a user\'s own is short, compiles, and passes the suite', async t => {
+  const { file, code } = await write('my-store', 'class MyStore')
+  t.ok(code.trimEnd().split('\n').length < 60)
+  t.same(complaints(file), [])
+  const { MyStore } = await import(pathToFileURL(file).href) as { MyStore: new () => Store }
+  runSuite(t, () => new MyStore())
+})
+
+t.test('the README\'s adapter for node-redis compiles, and RedisStore passes the suite with it', async t => {
+  const { file } = await write('node-redis', 'createClient')
+  t.same(complaints(file), [])
+  const server = await startRedis()
+  process.env['REDIS_URL'] = server.url
+  const { client, redis } = await import(pathToFileURL(file).href) as { client: { destroy: () => void, sendCommand: (command: string[]) => Promise<unknown> }, redis: RedisClient }
+  t.teardown(async () => { client.destroy(); await server.stop() })
+  t.throws(() => new RedisStore(client as unknown as RedisClient), /has no method "callBuffer"\. It looks like a client of node-redis/)
+  runSuite(t, async () => {
+    await client.sendCommand(['FLUSHALL'])
+    return new RedisStore(redis)
+  })
+})
