@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict'
-import type { Outcome, Store } from '../store.ts'
+import type { Entry, Outcome, Store } from '../store.ts'
 import { claimOf, result, token, TTL, type Suite } from './kit.ts'
 
 /** What is kept comes back as it was given. */
@@ -66,7 +66,7 @@ export function outcomeTests ({ check }: Suite): void {
     const entry = await store.read('k')
     assert.deepEqual(entry?.result, given())
     spoil(entry?.result as Outcome)
-    Object.assign(entry ?? {}, { state: 'freed', attempt: 7, since: 0, until: 0 })
+    Object.assign(entry as Entry, { state: 'freed', attempt: 7, since: 0, until: 0 })
     assert.deepEqual(await store.claim('k', claimOf('c')), { outcome: 'completed', attempt: 1, result: given() })
   })
 }
