@@ -16,22 +16,26 @@ export interface Keeping {
 /** `undefined`: the client may see the reply. `instead`: it must see this, the lease was lost. */
 export type Settled = { instead: Verdict } | undefined
 
+/** A store that grants a key and then refuses its token breaks the contract; once may be an eviction between the two. */
+const MAX_ROUNDS = 3
+
 /**
  * Tells the store. Where it refuses, the token no longer holds the key: claiming again, with
  * the same token, tells what came of it: a winner's response, somebody who runs now, or
  * nobody (the store lost the record), and then the outcome is written anew.
  */
-export function write (keeping: Keeping, exchange: Exchange, outcome: Outcome | undefined, done: (error: unknown, settled?: Settled) => void): void {
+export function write (keeping: Keeping, exchange: Exchange, outcome: Outcome | undefined, done: (error: unknown, settled?: Settled) => void, rounds = 1): void {
   const { storeKey, token, route } = exchange
   tell(keeping, exchange, outcome, (error, accepted) => {
     if (error !== null || accepted === true) return done(error)
+    if (rounds > MAX_ROUNDS) return done(new Error('The store grants the key to this token, and then refuses it'))
     loseLease(exchange)
     keeping.bounded(() => keeping.store.claim(storeKey, { token, lease: route.lease, ttl: route.ttl, takeover: true }), (error, claim) => {
       if (error !== null) return done(error)
       const found = claim as Claim
       if (found.outcome !== 'acquired') return done(null, { instead: judge(found, knownFingerprint(exchange), route.retryAfter) })
       exchange.lost = false
-      write(keeping, exchange, outcome, done)
+      write(keeping, exchange, outcome, done, rounds + 1)
     })
   })
 }

@@ -23,7 +23,7 @@ async function run ({ file, from, to, caught: [test, name] }: Mutant, number: nu
   // With an environment of its own: the copies must not count as covered code.
   const child = spawn('env', ['-i', ...Object.entries(env).map(([name, value]) => `${name}=${value}`),
     process.execPath, ...loader, `test/${test}.test.ts`
-  ], { cwd: copy, stdio: ['ignore', 'pipe', 'pipe'], timeout: 40_000, killSignal: 'SIGKILL' })
+  ], { cwd: copy, stdio: ['ignore', 'pipe', 'pipe'], timeout: 90_000, killSignal: 'SIGKILL' })
   let output = ''
   for (const stream of [child.stdout, child.stderr]) stream.on('data', chunk => { output += String(chunk) })
   await once(child, 'close')

@@ -33,6 +33,15 @@ t.test('G10: a synchronous store that throws is a 503 as well', async t => {
   t.equal((await post('k', '{}')).status, 503)
 })
 
+t.test('G10: a store that grants a key and then refuses its token does not hang a reply', async t => {
+  const events = listen(t, 'store-error')
+  const store = Object.assign(new MemoryStore(), { complete: () => false })
+  const { post } = await start(t, 'memory', { options: { store }, routes: app => app.post('/', async () => 'ok') })
+  const answer = await post('k', '{}')
+  t.same([answer.status, answer.text], [200, 'ok'])
+  t.match(String(events[0]?.error), /grants the key to this token, and then refuses it/)
+})
+
 t.test('G10: a claim granted after its deadline is given back', async t => {
   const late = gate()
   const faults: Faults = { claim: async () => await late.promise }
