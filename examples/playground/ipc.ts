@@ -1,7 +1,6 @@
 /** Calls over the IPC channel between a child process and its parent. */
 import type { ChildProcess } from 'node:child_process'
 
-// eslint-disable-next-line @typescript-eslint/no-explicit-any
 type Methods = Record<string, (...args: any[]) => unknown>
 export interface Call { call: number, method: string, args: unknown[] }
 type Reply = { reply: number, value: unknown } | { reply: number, error: string }

@@ -1,0 +1,169 @@
+// @ts-check
+/** The picture of a payment: a lane each for the client, the instances, the store and the card. */
+import { createAxis } from './axis.js'
+
+/** @typedef {import('./story.js').Story} Story */
+/** @typedef {import('./story.js').Sent} Sent */
+/** @typedef {import('./story.js').Lease} Lease */
+
+/** Where the lanes are; style.css sets their names beside them. */
+const LANES = { client: 42, a: 110, b: 160, store: 218, card: 274 }
+const ROW = 28
+const FLOOR = 304
+const HEIGHT = 324
+const LEFT = 16
+/** px that a label may take at the right end. */
+const MARGIN = 84
+
+/** @param {string} name @param {Record<string, string | number>} attributes @param {Array<Element | string>} children */
+function el (name, attributes, ...children) {
+  const element = document.createElementNS('http://www.w3.org/2000/svg', name)
+  for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, String(value))
+  element.append(...children)
+  return element
+}
+/** @param {string} of @param {number} x1 @param {number} y1 @param {number} x2 @param {number} y2 */
+const line = (of, x1, y1, x2, y2) => el('line', { class: of, x1, y1, x2, y2 })
+/** @param {string} of @param {number} x @param {number} y @param {string} words */
+const text = (of, x, y, words) => el('text', { class: of, x, y }, words)
+/** @param {string} of @param {number} x @param {number} y @param {number} width @param {number} height */
+const box = (of, x, y, width, height) => el('rect', { class: of, x, y, width: Math.max(2, width), height, rx: 3 })
+/** @param {string} of @param {number} x @param {number} y @param {number} r */
+const cross = (of, x, y, r) => el('path', { class: of, d: `M${x - r} ${y - r}l${2 * r} ${2 * r}m0 ${-2 * r}l${-2 * r} ${2 * r}` })
+
+/** Requests that overlap have rows of their own. @param {Sent[]} requests @param {number} now */
+function rowsOf (requests, now) {
+  /** @type {number[]} */
+  const ends = []
+  return requests.map(({ at, end = now }) => {
+    const free = ends.findIndex(until => until < at)
+    const row = free === -1 ? ends.length : free
+    ends[row] = end
+    return row
+  })
+}
+
+/**
+ * @param {SVGSVGElement} svg
+ * @param {Story} story
+ * @param {number} now
+ * @param {{ scale: number, width: number, picked: number | undefined }} view
+ */
+export function draw (svg, story, now, { scale, width: room, picked }) {
+  const live = story.isLive(now)
+  /** @param {Lease} lease */
+  const endOf = ({ end, until }) => end ?? Math.min(until, now)
+  const axis = createAxis([
+    ...story.requests.map(({ at, end = now }) => /** @type {[number, number]} */ ([at, end])),
+    ...story.leases.map(lease => /** @type {[number, number]} */ ([lease.at, endOf(lease)])),
+    ...story.downs.map(({ at, end = now }) => /** @type {[number, number]} */ ([at, end]))
+  ], scale, LEFT)
+  const { place } = axis
+  const width = Math.max(room, axis.end + MARGIN)
+  svg.setAttribute('width', String(width))
+  svg.setAttribute('height', String(HEIGHT))
+  svg.setAttribute('viewBox', `0 0 ${width} ${HEIGHT}`)
+  svg.classList.toggle('picking', picked !== undefined)
+
+  const back = el('g', {})
+  const front = el('g', {})
+
+  // Seconds, from the start of each stretch.
+  for (const { from, to, x } of axis.periods) {
+    for (let s = 0; s * 1000 <= to - from; s++) {
+      back.append(line('second', x + s * scale, 12, x + s * scale, FLOOR), text('tick', x + s * scale + 4, HEIGHT - 5, `${s} s`))
+    }
+  }
+  for (const { x, width } of axis.gaps) back.append(el('rect', { class: 'gap', x, y: 8, width, height: HEIGHT }), text('pause', x + width / 2, LANES.client + 4, '···'))
+
+  // The lanes. An instance's breaks off where it was killed.
+  back.append(line('lane', 0, LANES.store, width, LANES.store), line('lane', 0, LANES.card, width, LANES.card))
+  for (const name of /** @type {const} */ (['a', 'b'])) {
+    let x = 0
+    for (const { at, end } of story.downs.filter(({ instance }) => instance === name)) {
+      const up = end === undefined ? width : place(end)
+      back.append(line(`lane ${name}`, x, LANES[name], place(at), LANES[name]), line('down', place(at) + 10, LANES[name], up, LANES[name]))
+      front.append(cross('kill', place(at), LANES[name], 7), text('bad', place(at) + 12, LANES[name] - 9, 'killed'))
+      if (end !== undefined) front.append(el('circle', { class: `up ${name}`, cx: up, cy: LANES[name], r: 4 }), text('small', Math.max(up + 7, place(at) + 56), LANES[name] - 9, 'started again'))
+      x = up
+    }
+    back.append(line(`lane ${name}`, x, LANES[name], width, LANES[name]))
+  }
+
+  // Who asked the store, the card.
+  for (const { at, by } of story.visits) back.append(line(`visit ${by}`, place(at), LANES[by], place(at), LANES.store))
+  for (const { at, by } of [...story.charges, ...story.asked]) back.append(line(`visit ${by}`, place(at), LANES[by], place(at), LANES.card))
+
+  for (const lease of story.leases) front.append(...drawLease(lease, place, now, endOf(lease)))
+  const { kept } = story
+  if (kept?.end !== undefined) {
+    front.append(line('keep', place(kept.end), LANES.store, width, LANES.store), el('circle', { class: 'keep', cx: place(kept.end), cy: LANES.store, r: 5 }))
+    front.append(text('good', place(kept.end) + 10, LANES.store - 9, 'answer kept'))
+  }
+
+  const rows = rowsOf(story.requests, now)
+  story.requests.forEach((sent, i) => front.append(drawRequest(sent, LANES.client + ((rows[i] ?? 0) - 0.5) * ROW, place, now, picked)))
+
+  for (const { at, nth } of story.charges) {
+    front.append(el('circle', { class: nth === 1 ? 'coin' : 'coin bad', cx: place(at), cy: LANES.card, r: 12 }), text(nth === 1 ? 'euro' : 'euro bad', place(at), LANES.card + 4, '€'))
+    front.append(text(nth === 1 ? 'small' : 'bad', place(at) + 17, LANES.card - 8, `charge ${nth}`))
+  }
+  for (const { at, found } of story.asked) {
+    front.append(el('circle', { class: 'ask', cx: place(at), cy: LANES.card, r: 9 }), text('question', place(at), LANES.card + 4, '?'))
+    if (found) front.append(text('good', place(at) + 14, LANES.card - 8, 'found it'))
+  }
+  if (live) front.append(line('now', place(now), 8, place(now), FLOOR))
+  svg.replaceChildren(back, front)
+  return place(now)
+}
+
+/** @param {Lease} lease @param {(at: number) => number} place @param {number} now @param {number} end */
+function drawLease ({ by, at, attempt, until, renewals, how, deadAt, end: ended }, place, now, end) {
+  const top = LANES.store - 10
+  const from = place(at)
+  const alive = place(deadAt ?? end)
+  const parts = [box(`hold ${by}`, from, top, alive - from, 20)]
+  if (ended === undefined && until > now) parts.push(box(`left ${by}`, from, top, place(end) - from + 1, 20))
+  if (deadAt !== undefined) {
+    parts.push(box(`dead ${by}`, alive, top, place(end) - alive, 20))
+    if (place(end) - alive > 60) parts.push(text('small', alive + 4, top - 6, place(end) - alive > 175 ? `${by.toUpperCase()} is dead, its lease runs out` : 'lease runs out'))
+  }
+  for (const renewal of renewals) parts.push(line(`renewal ${by}`, place(renewal), top + 3, place(renewal), top + 17))
+  const width = alive - from
+  const words = `${by.toUpperCase()} holds the key`
+  if (width > 44) parts.push(text(`in ${by}`, from + 7, LANES.store + 4, width > 112 ? words : width > 70 ? `${by.toUpperCase()} holds` : by.toUpperCase()))
+  if (how === 'freed') parts.push(el('circle', { class: 'free', cx: place(end), cy: LANES.store, r: 5 }), text('small', place(end) + 9, top - 1, 'freed'))
+  if (attempt > 1) parts.push(text('small', from, top + 34, `attempt ${attempt}`))
+  return parts
+}
+
+/** @param {Sent} sent @param {number} y @param {(at: number) => number} place @param {number} now @param {number | undefined} picked */
+function drawRequest (sent, y, place, now, picked) {
+  const { to, at, end, answer, run, nth } = sent
+  const group = el('g', { class: picked === sent.request ? 'request on' : 'request' })
+  const from = place(at)
+  const until = place(end ?? now)
+  const lane = LANES[to]
+  const outcome = answer === undefined ? (end === undefined ? 'open' : 'bad') : answer.replayed ? 'good' : answer.status >= 500 ? 'bad' : answer.status >= 400 ? 'warn' : 'plain'
+  group.append(line(`call ${to}`, from, y, from, lane - 5), el('path', { class: `head ${to}`, d: `M${from - 4} ${lane - 10}h8l-4 7z` }))
+  if (until - from > 6) group.append(line(`wait ${outcome}`, from, y, until, y))
+  if (end !== undefined) {
+    if (answer !== undefined) {
+      if (until - from > 6) group.append(line(`back ${to}`, until, lane, until, y))
+    } else if (sent.dead === false) {
+      group.append(line(`back bad ${to}`, until, lane, until, (lane + y) / 2 + 8), cross('kill', until, (lane + y) / 2, 6))
+    }
+    const words = answer === undefined ? (sent.dead === true ? 'no answer' : 'answer lost') : `${answer.status}${answer.replayed ? ' replay' : ''}`
+    group.append(text(`status ${outcome}`, Math.max(until + 5, from + 14), y + 4, words))
+  }
+  if (run !== undefined) {
+    const left = place(run.at)
+    const width = place(run.end ?? now) - left
+    group.append(box(`run ${to}`, left, lane - 10, width, 20))
+    if (width > 40) group.append(text(`in ${to}`, left + 7, lane + 4, 'runs'))
+  } else if (answer !== undefined) {
+    group.append(el('circle', { class: `look ${to}`, cx: from, cy: lane, r: 5 }))
+  }
+  group.append(el('circle', { class: `nth ${outcome}`, cx: from, cy: y, r: 10 }), text('number', from, y + 4, String(nth)))
+  return group
+}
