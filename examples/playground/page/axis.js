@@ -1,7 +1,8 @@
 // @ts-check
 /** From time to place: the time line stands still while nothing happens. */
 
-/** ms that are drawn after the last step, and px of the gap that stands for idle time. */
+/** ms of idle time that are left out, ms that are drawn before that, and px of the gap that stands for them. */
+const IDLE = 1_600
 const TAIL = 600
 const GAP = 30
 
@@ -16,8 +17,8 @@ export function createAxis (spans, scale, left) {
   let x = left
   for (const [from, to] of spans.sort(([a], [b]) => a - b)) {
     const last = periods.at(-1)
-    if (last !== undefined && from <= last.to) {
-      if (to + TAIL > last.to) last.to = to + TAIL
+    if (last !== undefined && from <= last.to - TAIL + IDLE) {
+      last.to = Math.max(last.to, to + TAIL)
     } else {
       if (last !== undefined) x = last.x + (last.to - last.from) / 1000 * scale + GAP
       periods.push({ from, to: to + TAIL, x })

@@ -12,8 +12,10 @@ const $ = id => /** @type {HTMLElement} */ (document.getElementById(id))
 const picture = /** @type {SVGSVGElement} */ (/** @type {unknown} */ ($('picture')))
 const scroller = $('scroller')
 const isOn = (/** @type {string} */ id) => /** @type {HTMLInputElement} */ ($(id)).checked
-const narrow = matchMedia('(max-width: 719px)')
-const still = matchMedia('(prefers-reduced-motion: reduce)')
+const narrow = window.matchMedia('(max-width: 719px)')
+const still = window.matchMedia('(prefers-reduced-motion: reduce)')
+
+const START = 'Press Pay. Then send the same again, or break something on the way.'
 
 let payment = createPayment(true)
 let story = new Story()
@@ -30,7 +32,7 @@ function anew () {
   story.downs = downs.filter(({ end }) => end === undefined)
   picked = undefined
   $('story').replaceChildren()
-  $('caption').textContent = ''
+  $('caption').textContent = START
   showPayment()
   show()
 }
@@ -45,14 +47,14 @@ function showPayment () {
 let drawing = false
 function paint () {
   drawing = false
-  const end = draw(picture, story, now(), { scale: narrow.matches ? 84 : 116, width: scroller.clientWidth, picked })
+  const end = draw(picture, story, now(), { scale: narrow.matches ? 100 : 116, width: scroller.clientWidth, picked })
   if (story.isLive(now())) scroller.scrollLeft = Math.max(scroller.scrollLeft, end - scroller.clientWidth + 90)
   if (story.isLive(now()) && !still.matches) repaint()
 }
 function repaint () {
   if (drawing) return
   drawing = true
-  requestAnimationFrame(paint)
+  window.requestAnimationFrame(paint)
 }
 
 function show () {
@@ -101,7 +103,7 @@ function tell (sent) {
   $('caption').textContent = `${nth}. ${words}`
 }
 
-const events = new EventSource('/playground/events')
+const events = new window.EventSource('/playground/events')
 events.addEventListener('message', ({ data }) => {
   /** @type {import('../events.ts').Happening} */
   const happening = JSON.parse(data)
@@ -143,6 +145,5 @@ function setBusy (value) {
 
 $('without').addEventListener('change', anew)
 $('ask').addEventListener('change', show)
-addEventListener('resize', repaint)
-showPayment()
-show()
+window.addEventListener('resize', repaint)
+anew()

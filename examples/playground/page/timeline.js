@@ -7,10 +7,11 @@ import { createAxis } from './axis.js'
 /** @typedef {import('./story.js').Lease} Lease */
 
 /** Where the lanes are; style.css sets their names beside them. */
-const LANES = { client: 42, a: 110, b: 160, store: 218, card: 274 }
-const ROW = 28
-const FLOOR = 304
-const HEIGHT = 324
+const LANES = { client: 24, a: 128, b: 178, store: 236, card: 294 }
+const ROW = 26
+const ROWS = 3
+const FLOOR = 324
+const HEIGHT = 344
 const LEFT = 16
 /** px that a label may take at the right end. */
 const MARGIN = 84
@@ -31,14 +32,23 @@ const box = (of, x, y, width, height) => el('rect', { class: of, x, y, width: Ma
 /** @param {string} of @param {number} x @param {number} y @param {number} r */
 const cross = (of, x, y, r) => el('path', { class: of, d: `M${x - r} ${y - r}l${2 * r} ${2 * r}m0 ${-2 * r}l${-2 * r} ${2 * r}` })
 
-/** Requests that overlap have rows of their own. @param {Sent[]} requests @param {number} now */
-function rowsOf (requests, now) {
+/** What stands at the end of a request. @param {Sent} sent */
+function outcomeOf ({ answer, end, dead }) {
+  if (end === undefined) return { kind: 'open', words: '' }
+  if (answer === undefined) return { kind: 'bad', words: dead === true ? 'no answer' : 'answer lost' }
+  if (answer.replayed) return { kind: 'good', words: `${answer.status} replay` }
+  return { kind: answer.status >= 500 ? 'bad' : answer.status >= 400 ? 'warn' : 'plain', words: String(answer.status) }
+}
+
+/** Requests whose drawings would overlap have rows of their own. @param {Sent[]} requests @param {(at: number) => number} place @param {number} now */
+function rowsOf (requests, place, now) {
   /** @type {number[]} */
-  const ends = []
-  return requests.map(({ at, end = now }) => {
-    const free = ends.findIndex(until => until < at)
-    const row = free === -1 ? ends.length : free
-    ends[row] = end
+  const ends = Array(ROWS).fill(-Infinity)
+  return requests.map(sent => {
+    const from = place(sent.at) - 12
+    const free = ends.findIndex(end => end <= from)
+    const row = free === -1 ? ends.indexOf(Math.min(...ends)) : free
+    ends[row] = Math.max(from + 26, place(sent.end ?? now)) + outcomeOf(sent).words.length * 7.5 + 10
     return row
   })
 }
@@ -67,6 +77,7 @@ export function draw (svg, story, now, { scale, width: room, picked }) {
 
   const back = el('g', {})
   const front = el('g', {})
+  const top = el('g', {})
 
   // Seconds, from the start of each stretch.
   for (const { from, to, x } of axis.periods) {
@@ -74,7 +85,7 @@ export function draw (svg, story, now, { scale, width: room, picked }) {
       back.append(line('second', x + s * scale, 12, x + s * scale, FLOOR), text('tick', x + s * scale + 4, HEIGHT - 5, `${s} s`))
     }
   }
-  for (const { x, width } of axis.gaps) back.append(el('rect', { class: 'gap', x, y: 8, width, height: HEIGHT }), text('pause', x + width / 2, LANES.client + 4, '···'))
+  for (const { x, width } of axis.gaps) back.append(el('rect', { class: 'gap', x, y: 8, width, height: HEIGHT }), text('pause', x + width / 2, LANES.card + 4, '···'))
 
   // The lanes. An instance's breaks off where it was killed.
   back.append(line('lane', 0, LANES.store, width, LANES.store), line('lane', 0, LANES.card, width, LANES.card))
@@ -83,8 +94,8 @@ export function draw (svg, story, now, { scale, width: room, picked }) {
     for (const { at, end } of story.downs.filter(({ instance }) => instance === name)) {
       const up = end === undefined ? width : place(end)
       back.append(line(`lane ${name}`, x, LANES[name], place(at), LANES[name]), line('down', place(at) + 10, LANES[name], up, LANES[name]))
-      front.append(cross('kill', place(at), LANES[name], 7), text('bad', place(at) + 12, LANES[name] - 9, 'killed'))
-      if (end !== undefined) front.append(el('circle', { class: `up ${name}`, cx: up, cy: LANES[name], r: 4 }), text('small', Math.max(up + 7, place(at) + 56), LANES[name] - 9, 'started again'))
+      top.append(cross('kill', place(at), LANES[name], 7), text('bad', place(at) + 12, LANES[name] - 9, 'killed'))
+      if (end !== undefined) top.append(el('circle', { class: `up ${name}`, cx: up, cy: LANES[name], r: 4 }), text('small', Math.max(up + 7, place(at) + 56), LANES[name] - 9, 'started again'))
       x = up
     }
     back.append(line(`lane ${name}`, x, LANES[name], width, LANES[name]))
@@ -101,8 +112,8 @@ export function draw (svg, story, now, { scale, width: room, picked }) {
     front.append(text('good', place(kept.end) + 10, LANES.store - 9, 'answer kept'))
   }
 
-  const rows = rowsOf(story.requests, now)
-  story.requests.forEach((sent, i) => front.append(drawRequest(sent, LANES.client + ((rows[i] ?? 0) - 0.5) * ROW, place, now, picked)))
+  const rows = rowsOf(story.requests, place, now)
+  story.requests.forEach((sent, i) => front.append(drawRequest(sent, LANES.client + (rows[i] ?? 0) * ROW, place, now, picked)))
 
   for (const { at, nth } of story.charges) {
     front.append(el('circle', { class: nth === 1 ? 'coin' : 'coin bad', cx: place(at), cy: LANES.card, r: 12 }), text(nth === 1 ? 'euro' : 'euro bad', place(at), LANES.card + 4, '€'))
@@ -113,12 +124,12 @@ export function draw (svg, story, now, { scale, width: room, picked }) {
     if (found) front.append(text('good', place(at) + 14, LANES.card - 8, 'found it'))
   }
   if (live) front.append(line('now', place(now), 8, place(now), FLOOR))
-  svg.replaceChildren(back, front)
+  svg.replaceChildren(back, front, top)
   return place(now)
 }
 
 /** @param {Lease} lease @param {(at: number) => number} place @param {number} now @param {number} end */
-function drawLease ({ by, at, attempt, until, renewals, how, deadAt, end: ended }, place, now, end) {
+function drawLease ({ by, at, until, renewals, how, deadAt, end: ended }, place, now, end) {
   const top = LANES.store - 10
   const from = place(at)
   const alive = place(deadAt ?? end)
@@ -128,12 +139,11 @@ function drawLease ({ by, at, attempt, until, renewals, how, deadAt, end: ended 
     parts.push(box(`dead ${by}`, alive, top, place(end) - alive, 20))
     if (place(end) - alive > 60) parts.push(text('small', alive + 4, top - 6, place(end) - alive > 175 ? `${by.toUpperCase()} is dead, its lease runs out` : 'lease runs out'))
   }
-  for (const renewal of renewals) parts.push(line(`renewal ${by}`, place(renewal), top + 3, place(renewal), top + 17))
+  for (const renewal of renewals) parts.push(line(`renewal ${by}`, place(renewal), top + 20, place(renewal), top + 27))
   const width = alive - from
   const words = `${by.toUpperCase()} holds the key`
   if (width > 44) parts.push(text(`in ${by}`, from + 7, LANES.store + 4, width > 112 ? words : width > 70 ? `${by.toUpperCase()} holds` : by.toUpperCase()))
   if (how === 'freed') parts.push(el('circle', { class: 'free', cx: place(end), cy: LANES.store, r: 5 }), text('small', place(end) + 9, top - 1, 'freed'))
-  if (attempt > 1) parts.push(text('small', from, top + 34, `attempt ${attempt}`))
   return parts
 }
 
@@ -144,26 +154,25 @@ function drawRequest (sent, y, place, now, picked) {
   const from = place(at)
   const until = place(end ?? now)
   const lane = LANES[to]
-  const outcome = answer === undefined ? (end === undefined ? 'open' : 'bad') : answer.replayed ? 'good' : answer.status >= 500 ? 'bad' : answer.status >= 400 ? 'warn' : 'plain'
+  const { kind, words } = outcomeOf(sent)
   group.append(line(`call ${to}`, from, y, from, lane - 5), el('path', { class: `head ${to}`, d: `M${from - 4} ${lane - 10}h8l-4 7z` }))
-  if (until - from > 6) group.append(line(`wait ${outcome}`, from, y, until, y))
+  if (until - from > 24) group.append(line(`wait ${kind}`, from, y, until, y))
   if (end !== undefined) {
     if (answer !== undefined) {
-      if (until - from > 6) group.append(line(`back ${to}`, until, lane, until, y))
+      if (until - from > 24) group.append(line(`back ${to}`, until, lane, until, y))
     } else if (sent.dead === false) {
       group.append(line(`back bad ${to}`, until, lane, until, (lane + y) / 2 + 8), cross('kill', until, (lane + y) / 2, 6))
     }
-    const words = answer === undefined ? (sent.dead === true ? 'no answer' : 'answer lost') : `${answer.status}${answer.replayed ? ' replay' : ''}`
-    group.append(text(`status ${outcome}`, Math.max(until + 5, from + 14), y + 4, words))
+    group.append(text(`outcome ${kind}`, until - from > 24 ? until + 6 : from + 14, y + 4, words))
   }
   if (run !== undefined) {
     const left = place(run.at)
     const width = place(run.end ?? now) - left
     group.append(box(`run ${to}`, left, lane - 10, width, 20))
-    if (width > 40) group.append(text(`in ${to}`, left + 7, lane + 4, 'runs'))
+    if (width > (run.attempt === 1 ? 40 : 72)) group.append(text(`in ${to}`, left + 7, lane + 4, run.attempt === 1 ? 'runs' : `attempt ${run.attempt}`))
   } else if (answer !== undefined) {
     group.append(el('circle', { class: `look ${to}`, cx: from, cy: lane, r: 5 }))
   }
-  group.append(el('circle', { class: `nth ${outcome}`, cx: from, cy: y, r: 10 }), text('number', from, y + 4, String(nth)))
+  group.append(el('circle', { class: `disc ${kind}`, cx: from, cy: y, r: 10 }), text('number', from, y + 4, String(nth)))
   return group
 }
