@@ -15,6 +15,7 @@ const isOn = (/** @type {string} */ id) => /** @type {HTMLInputElement} */ ($(id
 const narrow = window.matchMedia('(max-width: 719px)')
 const still = window.matchMedia('(prefers-reduced-motion: reduce)')
 
+const GONE = 'The server does not answer. Is it still running?'
 const START = 'Press Pay. Then send the same again, or break something on the way.'
 
 let payment = createPayment(true)
@@ -99,11 +100,24 @@ function tell (sent) {
   item.addEventListener('mouseleave', pick(undefined))
   item.addEventListener('focusin', pick(request))
   item.addEventListener('focusout', pick(undefined))
-  $('story').append(item)
+  item.dataset['nth'] = String(nth)
+  // Answers come in any order.
+  const later = [...$('story').children].find(other => Number(/** @type {HTMLElement} */ (other).dataset['nth']) > nth)
+  $('story').insertBefore(item, later ?? null)
   $('caption').textContent = `${nth}. ${words}`
 }
 
 const events = new window.EventSource('/playground/events')
+events.addEventListener('ready', () => {
+  // Perhaps another process than before, which knows nothing of this payment.
+  anew()
+  setBusy(false)
+})
+events.addEventListener('error', () => {
+  skew = -Infinity
+  $('caption').textContent = GONE
+  setBusy(true)
+})
 events.addEventListener('message', ({ data }) => {
   /** @type {import('../events.ts').Happening} */
   const happening = JSON.parse(data)
@@ -127,11 +141,7 @@ for (const button of buttons) {
     setBusy(true)
     button.dataset['playing'] = ''
     if (narrow.matches) $('card').scrollIntoView({ behavior: still.matches ? 'auto' : 'smooth' })
-    try {
-      await scene()
-    } catch {
-      $('caption').textContent = 'The server does not answer. Is it still running?'
-    }
+    await scene().catch(() => { $('caption').textContent = GONE })
     delete button.dataset['playing']
     setBusy(false)
   })
@@ -146,4 +156,6 @@ function setBusy (value) {
 $('without').addEventListener('change', anew)
 $('ask').addEventListener('change', show)
 window.addEventListener('resize', repaint)
+setBusy(true)
 anew()
+$('caption').textContent = 'Two server processes are being started …'

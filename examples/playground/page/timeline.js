@@ -32,6 +32,9 @@ const box = (of, x, y, width, height) => el('rect', { class: of, x, y, width: Ma
 /** @param {string} of @param {number} x @param {number} y @param {number} r */
 const cross = (of, x, y, r) => el('path', { class: of, d: `M${x - r} ${y - r}l${2 * r} ${2 * r}m0 ${-2 * r}l${-2 * r} ${2 * r}` })
 
+/** B's stands a little to the right, for both to be seen. @param {import('../events.ts').Name} by @param {number} x @param {number} to */
+const visit = (by, x, to) => line(`visit ${by}`, x + (by === 'b' ? 3 : 0), LANES[by], x + (by === 'b' ? 3 : 0), to)
+
 /** What stands at the end of a request. @param {Sent} sent */
 function outcomeOf ({ answer, end, dead }) {
   if (end === undefined) return { kind: 'open', words: '' }
@@ -102,8 +105,8 @@ export function draw (svg, story, now, { scale, width: room, picked }) {
   }
 
   // Who asked the store, the card.
-  for (const { at, by } of story.visits) back.append(line(`visit ${by}`, place(at), LANES[by], place(at), LANES.store))
-  for (const { at, by } of [...story.charges, ...story.asked]) back.append(line(`visit ${by}`, place(at), LANES[by], place(at), LANES.card))
+  for (const { at, by } of story.visits) back.append(visit(by, place(at), LANES.store))
+  for (const { at, by } of [...story.charges, ...story.asked]) back.append(visit(by, place(at), LANES.card))
 
   for (const lease of story.leases) front.append(...drawLease(lease, place, now, endOf(lease)))
   const { kept } = story
@@ -113,12 +116,10 @@ export function draw (svg, story, now, { scale, width: room, picked }) {
   }
 
   const rows = rowsOf(story.requests, place, now)
-  story.requests.forEach((sent, i) => front.append(drawRequest(sent, LANES.client + (rows[i] ?? 0) * ROW, place, now, picked)))
+  const requests = story.requests.map((sent, i) => drawRequest(sent, rows[i] ?? 0, place, now, picked))
+  front.append(...requests.map(({ arrows }) => arrows), ...requests.map(({ marks }) => marks))
 
-  for (const { at, nth } of story.charges) {
-    front.append(el('circle', { class: nth === 1 ? 'coin' : 'coin bad', cx: place(at), cy: LANES.card, r: 12 }), text(nth === 1 ? 'euro' : 'euro bad', place(at), LANES.card + 4, '€'))
-    front.append(text(nth === 1 ? 'small' : 'bad', place(at) + 17, LANES.card - 8, `charge ${nth}`))
-  }
+  front.append(...drawCharges(story, place))
   for (const { at, found } of story.asked) {
     front.append(el('circle', { class: 'ask', cx: place(at), cy: LANES.card, r: 9 }), text('question', place(at), LANES.card + 4, '?'))
     if (found) front.append(text('good', place(at) + 14, LANES.card - 8, 'found it'))
@@ -147,32 +148,52 @@ function drawLease ({ by, at, until, renewals, how, deadAt, end: ended }, place,
   return parts
 }
 
-/** @param {Sent} sent @param {number} y @param {(at: number) => number} place @param {number} now @param {number | undefined} picked */
-function drawRequest (sent, y, place, now, picked) {
+/** Coins that would overlap lie side by side, under one label. @param {Story} story @param {(at: number) => number} place */
+function drawCharges ({ charges }, place) {
+  let x = -Infinity
+  let first = 1
+  return charges.flatMap(({ at, nth }, i) => {
+    if (place(at) > x + 90) first = nth
+    x = Math.max(place(at), x + 26)
+    const of = nth === 1 ? '' : ' bad'
+    const coin = [el('circle', { class: `coin${of}`, cx: x, cy: LANES.card, r: 12 }), text(`euro${of}`, x, LANES.card + 4, '€')]
+    const next = charges[i + 1]
+    if (next !== undefined && place(next.at) <= x + 90) return coin
+    return [...coin, text(`small${of}`, x + 17, LANES.card - 8, first === nth ? `charge ${nth}` : `charges ${first} to ${nth}`)]
+  })
+}
+
+/** @param {Sent} sent @param {number} row @param {(at: number) => number} place @param {number} now @param {number | undefined} picked */
+function drawRequest (sent, row, place, now, picked) {
   const { to, at, end, answer, run, nth } = sent
-  const group = el('g', { class: picked === sent.request ? 'request on' : 'request' })
-  const from = place(at)
-  const until = place(end ?? now)
   const lane = LANES[to]
+  const y = LANES.client + row * ROW
+  // Two that leave at once have arrows of their own.
+  const from = place(at) + row * 5
+  const until = place(end ?? now) + row * 5
+  const isLong = until - from > 24
   const { kind, words } = outcomeOf(sent)
-  group.append(line(`call ${to}`, from, y, from, lane - 5), el('path', { class: `head ${to}`, d: `M${from - 4} ${lane - 10}h8l-4 7z` }))
-  if (until - from > 24) group.append(line(`wait ${kind}`, from, y, until, y))
-  if (end !== undefined) {
-    if (answer !== undefined) {
-      if (until - from > 24) group.append(line(`back ${to}`, until, lane, until, y))
-    } else if (sent.dead === false) {
-      group.append(line(`back bad ${to}`, until, lane, until, (lane + y) / 2 + 8), cross('kill', until, (lane + y) / 2, 6))
-    }
-    group.append(text(`outcome ${kind}`, until - from > 24 ? until + 6 : from + 14, y + 4, words))
+  const arrows = el('g', {})
+  const marks = el('g', {})
+  for (const group of [arrows, marks]) group.setAttribute('class', picked === sent.request ? 'request on' : 'request')
+
+  arrows.append(line(`call ${to}`, from, y, from, lane - 5), el('path', { class: `head ${to}`, d: `M${from - 4} ${lane - 10}h8l-4 7z` }))
+  if (isLong) arrows.append(line(`wait ${kind}`, from, y, until, y))
+  if (isLong && answer !== undefined) arrows.append(line(`back ${to}`, until, lane, until, y))
+  if (sent.dead === false) {
+    const middle = (LANES.client + (ROWS - 1) * ROW + lane) / 2
+    arrows.append(line(`back ${to}`, until, lane, until, middle + 8))
+    marks.append(cross('kill', until, middle, 6))
   }
   if (run !== undefined) {
     const left = place(run.at)
     const width = place(run.end ?? now) - left
-    group.append(box(`run ${to}`, left, lane - 10, width, 20))
-    if (width > (run.attempt === 1 ? 40 : 72)) group.append(text(`in ${to}`, left + 7, lane + 4, run.attempt === 1 ? 'runs' : `attempt ${run.attempt}`))
+    marks.append(box(`run ${to}`, left, lane - 10, width, 20))
+    if (width > (run.attempt === 1 ? 40 : 72)) marks.append(text(`in ${to}`, left + 7, lane + 4, run.attempt === 1 ? 'runs' : `attempt ${run.attempt}`))
   } else if (answer !== undefined) {
-    group.append(el('circle', { class: `look ${to}`, cx: from, cy: lane, r: 5 }))
+    marks.append(el('circle', { class: `look ${to}`, cx: from, cy: lane, r: 5 }))
   }
-  group.append(el('circle', { class: `disc ${kind}`, cx: from, cy: y, r: 10 }), text('number', from, y + 4, String(nth)))
-  return group
+  marks.append(text(`outcome ${kind}`, isLong ? until + 6 : from + 14, y + 4, words))
+  marks.append(el('circle', { class: `disc ${kind}`, cx: from, cy: y, r: 10 }), text('number', from, y + 4, String(nth)))
+  return { arrows, marks }
 }

@@ -53,7 +53,7 @@ export function sentence (story, sent) {
 
 /** How an answer compares with the first one of its payment. @param {Story} story @param {Sent} sent */
 export function comparison (story, sent) {
-  const first = story.requests.find(({ answer }) => answer?.status === 201)
+  const [first] = story.requests.filter(({ answer }) => answer?.status === 201).sort((a, b) => (a.end ?? 0) - (b.end ?? 0))
   if (sent.answer?.status !== 201 || first === undefined) return ''
   if (first === sent) return sent.answer.replayed ? `It names ${story.charges[0]?.id}, the charge that was made.` : ''
   return first.answer?.body === sent.answer.body ? `Same body as answer ${first.nth}, byte for byte.` : `Not the body of answer ${first.nth}: another charge.`
