@@ -89,7 +89,7 @@ function tell (sent) {
   const details = node('details', '',
     node('summary', '',
       node('span', 'nth', String(nth)),
-      node('span', 'words', words, ...(same === '' ? [] : [' ', node('em', '', same)])),
+      node('span', 'words', words, ...(same === '' ? [] : [' ', node('em', same.startsWith('Not') ? 'other' : '', same)])),
       node('span', `status s${status.charAt(0)}${answer?.replayed === true ? ' replayed' : ''}`, status, ...(answer?.replayed === true ? [node('small', '', 'replayed')] : []))),
     node('div', 'wire',
       node('figure', '', node('figcaption', '', `Sent to ${to.toUpperCase()}`), node('pre', '', `${sent.head}\n\n${sent.body}`)),

@@ -159,7 +159,7 @@ function drawCharges ({ charges }, place) {
     const coin = [el('circle', { class: `coin${of}`, cx: x, cy: LANES.card, r: 12 }), text(`euro${of}`, x, LANES.card + 4, '€')]
     const next = charges[i + 1]
     if (next !== undefined && place(next.at) <= x + 90) return coin
-    return [...coin, text(`small${of}`, x + 17, LANES.card - 8, first === nth ? `charge ${nth}` : `charges ${first} to ${nth}`)]
+    return [...coin, text(`small${of}`, x + 17, LANES.card - 8, first === nth ? `charge ${nth}` : `charges ${first} ${nth === first + 1 ? 'and' : 'to'} ${nth}`)]
   })
 }
 
