@@ -46,10 +46,13 @@ function showPayment () {
 
 // The picture: each frame while something goes on, or at each step where motion is not wanted.
 let drawing = false
+/** The newest step is brought into sight. */
+let following = false
 function paint () {
   drawing = false
   const end = draw(picture, story, now(), { scale: narrow.matches ? 100 : 116, width: scroller.clientWidth, picked })
-  if (story.isLive(now())) scroller.scrollLeft = Math.max(scroller.scrollLeft, end - scroller.clientWidth + 90)
+  if (following) scroller.scrollLeft = Math.max(scroller.scrollLeft, end - scroller.clientWidth + 90)
+  following &&= story.isLive(now())
   if (story.isLive(now()) && !still.matches) repaint()
 }
 function repaint () {
@@ -124,6 +127,7 @@ events.addEventListener('message', ({ data }) => {
   skew = Math.max(skew, happening.at - performance.now())
   if (happening.order !== payment.order && happening.what !== 'up') return
   story.apply(happening)
+  following = true
   if (happening.what === 'answered' || happening.what === 'lost') {
     const sent = story.requests.find(({ request }) => request === happening.request)
     if (sent !== undefined) tell(sent)
