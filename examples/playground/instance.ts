@@ -28,7 +28,7 @@ for (const event of EVENTS) {
 }
 
 const app = Fastify()
-await app.register(idempotency, { store: storeOverIpc(call), prefix, lease })
+await app.register(idempotency, { store: storeOverIpc(call), prefix, lease, storeTimeout: 2_500 })
 
 app.post<{ Body: { order: string, amount: number } }>('/payments', async (request, reply) => {
   const { order, amount } = request.body
