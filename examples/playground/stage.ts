@@ -24,6 +24,8 @@ export class Stage extends EventEmitter<{ happening: [Happening] }> {
 
   constructor (store: Store) {
     super()
+    // One for each open page.
+    this.setMaxListeners(0)
     this.#store = store
     this.#instances = { a: this.#instance('a'), b: this.#instance('b') }
   }

@@ -51,7 +51,7 @@ let following = false
 function paint () {
   drawing = false
   const end = draw(picture, story, now(), { scale: narrow.matches ? 100 : 116, width: scroller.clientWidth, picked })
-  if (following) scroller.scrollLeft = Math.max(scroller.scrollLeft, end - scroller.clientWidth + 90)
+  if (following) scroller.scrollLeft = Math.max(scroller.scrollLeft, end - scroller.clientWidth + 104)
   following &&= story.isLive(now())
   if (story.isLive(now()) && !still.matches) repaint()
 }

@@ -14,7 +14,7 @@ const FLOOR = 324
 const HEIGHT = 344
 const LEFT = 16
 /** px that a label may take at the right end. */
-const MARGIN = 84
+const MARGIN = 104
 
 /** @param {string} name @param {Record<string, string | number>} attributes @param {Array<Element | string>} children */
 function el (name, attributes, ...children) {
