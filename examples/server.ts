@@ -1,15 +1,17 @@
 /**
- * The example API. `PORT` (default 3000), `REDIS_URL` (default: the in-process store).
+ * The example API, and the playground at `/`. `PORT` (default 3000), `REDIS_URL` (default: the in-process store).
  */
 import { randomUUID } from 'node:crypto'
 import { setTimeout as sleep } from 'node:timers/promises'
 import redis from '@fastify/redis'
 import Fastify from 'fastify'
 import idempotency from '../lib/index.ts'
+import { playground } from './playground/index.ts'
 
 const app = Fastify({ logger: { level: process.env.LOG_LEVEL ?? 'warn' } })
 if (process.env.REDIS_URL !== undefined) await app.register(redis, { url: process.env.REDIS_URL })
 await app.register(idempotency)
+await app.register(playground)
 
 app.post<{ Body: { amount: number } }>('/payments', {
   schema: { body: { type: 'object', required: ['amount'], properties: { amount: { type: 'integer', minimum: 1 } } } }
@@ -29,5 +31,7 @@ console.log(`The example API listens on ${address}, ${process.env.REDIS_URL === 
 Send this twice; the second answer is the first one's, with "idempotent-replayed: true":
 
   curl -i ${address}/payments -H 'Content-Type: application/json' -H 'Idempotency-Key: order-1' -d '{"amount":4200}'
+
+Or see what it does, and what it does not: open ${address}/ in a browser.
 `)
 for (const signal of ['SIGINT', 'SIGTERM'] as const) process.once(signal, () => { app.close().then(() => process.exit(0), () => process.exit(1)) })

@@ -1,0 +1,193 @@
+import { once } from 'node:events'
+import { chromium } from 'playwright-core'
+import t from 'tap'
+import { until } from './fixtures/app.ts'
+import { faint, nameless } from './fixtures/accessibility.ts'
+import { findChromium } from './fixtures/get-chromium.js'
+import { livingInstances, Person, startExample } from './fixtures/person.ts'
+
+/** The playground in a real browser, by what a person sees. `SCREENSHOTS=folder` keeps pictures of the scenes. */
+
+const others = livingInstances()
+const server = await startExample(t, 'npm', 'start')
+const before = livingInstances()
+// The scenes that wait for a lease, each on a server of its own.
+t.jobs = 3
+const browser = await chromium.launch({ executablePath: String(findChromium()), args: ['--no-sandbox'] })
+t.teardown(async () => await browser.close())
+
+const NOT = 'The card was not charged.'
+const HELD_BY_DEAD = new RegExp(`^\\d B found the key held by A, which is dead, but its lease has not run out: 409, try again in 1 s. ${NOT} 409$`)
+
+t.test('the example server prints what to try, and spawns nothing before the page is opened', async t => {
+  t.match(server.output, 'curl -i http://127.0.0.1:')
+  t.same(before, others)
+})
+
+t.test('G1, G3: a retry gets the same answer, here and elsewhere; another body does not', async t => {
+  const person = await Person.open(t, browser, server.url)
+  await person.snap('empty')
+  t.same(await person.card(), ['Not charged yet.'])
+  await person.press('Pay', 'Retry', 'Retry elsewhere', 'Change the amount')
+  t.same(await person.sentences(4), [
+    '1 A took the key, ran the payment and charged the card. The answer is kept. 201',
+    `2 A found the key completed and sent its own answer again. ${NOT} Same body as answer 1, byte for byte. 201 replayed`,
+    `3 B found the key completed and sent A's answer again. ${NOT} Same body as answer 1, byte for byte. 201 replayed`,
+    `4 A found the key used for another body: a clear 409, and nothing ran. ${NOT} 409`
+  ])
+  t.same(await person.card(), ['Charged once.', 'by A €42.00'])
+  const body = await person.body(1)
+  t.match(JSON.parse(body), { amount: 4200, status: 'paid' })
+  t.same([await person.body(2), await person.body(3)], [body, body])
+  t.match(JSON.parse(await person.body(4)), { code: 'idempotency_key_mismatch' })
+  t.match(await person.page.getByRole('status').innerText(), /^4\. A found the key used for another body/, 'a screen reader is told')
+  t.match(await person.page.getByRole('img').getAttribute('aria-label'), '4 requests. Charged once.')
+  await person.snap('retry')
+  const key = await person.page.getByText(/^[\da-f-]{36}$/).innerText()
+  await person.press('New payment')
+  t.not(await person.page.getByText(/^[\da-f-]{36}$/).innerText(), key, 'a new payment has a new key')
+  t.same(await person.card(), ['Not charged yet.'])
+  t.same(person.complaints, [])
+})
+
+t.test('G1: a double click charges once', async t => {
+  const person = await Person.open(t, browser, server.url, { reducedMotion: 'no-preference' })
+  await person.press('Double click')
+  const [first, second, third] = await person.sentences(3)
+  // Either may be the first to take the key.
+  const [winner, loser] = String(first).includes('took the key') ? ['A', 'B'] : ['B', 'A']
+  t.same([first, second].sort((a, b) => String(a).length - String(b).length).map(text => String(text).slice(2)), [
+    `${winner} took the key, ran the payment and charged the card. The answer is kept. 201`,
+    `${loser} found the key held by ${winner}, which is still at work: 409, try again in 1 s. ${NOT} 409`
+  ])
+  t.match(third, new RegExp(`^3 ${loser} found the key completed and sent ${winner}'s answer again. ${NOT} Same body as answer . byte for byte. 201 replayed$`.replace('. byte', '., byte')))
+  t.same(await person.card(), ['Charged once.', `by ${winner} €42.00`])
+  await person.snap('double')
+  t.same(person.complaints, [])
+})
+
+t.test('G7: an answer that is lost on the way is sent again; by keyboard alone', async t => {
+  const person = await Person.open(t, browser, server.url)
+  const { page } = person
+  const focused = async (): Promise<string> => await page.evaluate('document.activeElement.innerText') as string
+  const seen: string[] = []
+  while (!seen.includes('Lose the answer')) {
+    await page.keyboard.press('Tab')
+    seen.push(await focused())
+    if (seen.length > 20) throw new Error(`never came to the button: ${seen.join()}`)
+  }
+  t.same(seen, ['Pay', 'New payment', 'Retry', 'Retry elsewhere', 'Change the amount', 'Double click', 'Lose the answer'])
+  await page.keyboard.press('Enter')
+  t.same(await person.sentences(2), [
+    '1 A charged the card and answered, but the connection broke on the way back. The client does not know that it has paid. no answer',
+    `2 A found the key completed and sent its own answer again. ${NOT} It names ${await page.getByText(/^ch_/).first().innerText()}, the charge that was made. 201 replayed`
+  ])
+  await person.rest()
+  t.equal(await focused(), 'Lose the answer', 'the focus stays where it was')
+  t.same(await person.card(), ['Charged once.', 'by A €42.00'])
+  for (let i = 0; i < 6; i++) await page.keyboard.press('Tab')
+  t.equal(await page.evaluate('document.activeElement.getAttribute("aria-label")'), 'Time line', 'the picture can be scrolled')
+  await page.keyboard.press('Tab')
+  await page.keyboard.press('Enter')
+  t.ok(await page.getByText('nothing: the connection broke').isVisible(), 'each request opens')
+  await person.snap('lose')
+  t.same(person.complaints, [])
+})
+
+t.test('G4: a failure frees the key, and the retry runs', async t => {
+  const person = await Person.open(t, browser, server.url)
+  await person.press('Let the server fail')
+  t.same(await person.sentences(2), [
+    `1 A failed before the charge. A 500 is not kept: the key is free again, so a retry will run. ${NOT} 500`,
+    '2 A found the key free, ran the payment as attempt 2 and charged the card. 201'
+  ])
+  t.same(await person.card(), ['Charged once.', 'by A €42.00'])
+  await person.snap('fail')
+  t.same(person.complaints, [])
+})
+
+const KILLED = 'The key stays with A until the lease runs out. no answer'
+for (const [name, button, asks, sentences, card] of [
+  ['before', 'Kill A before the charge', false, [
+    `1 A was killed before it had charged the card. ${KILLED}`,
+    'The lease had run out, so B took the key over: attempt 2. It ran the payment and charged the card. 201'
+  ], ['Charged once.', 'by B €42.00']],
+  ['after', 'Kill A after the charge', false, [
+    `1 A was killed after it had charged the card, before it could answer. ${KILLED}`,
+    'The lease had run out, so B took the key over: attempt 2. It ran the payment and charged the card a second time. 201'
+  ], ['Charged twice for one order.', 'by A €42.00', 'by B €42.00']],
+  ['ask', 'Kill A after the charge', true, [
+    `1 A was killed after it had charged the card, before it could answer. ${KILLED}`,
+    'The lease had run out, so B took the key over: attempt 2. It asked the provider, found the charge of the attempt before, and did not charge the card again. 201'
+  ], ['Charged once.', 'by A €42.00']]
+] as const) {
+  t.test(`G5: ${button}${asks ? ', and the handler asks the provider first' : ''}`, { buffered: true }, async t => {
+    const server = await startExample(t, process.execPath, '.build/examples/server.js')
+    const person = await Person.open(t, browser, server.url)
+    if (asks) await person.turnOn(/^Ask the provider first/)
+    const pids = livingInstances(server)
+    await person.press(button)
+    const [first, ...rest] = await person.sentences(3)
+    t.equal(first, sentences[0])
+    t.equal(String(rest.pop()).slice(2), sentences[1])
+    for (const told of rest) t.match(told, HELD_BY_DEAD)
+    t.same(await person.card(), card)
+    const living = livingInstances(server)
+    t.same([living.length, living.filter(pid => pids.includes(pid)).length], [2, 1], 'a process has really died, and another has taken its place')
+    for (const colorScheme of ['light', 'dark'] as const) {
+      await person.page.emulateMedia({ colorScheme })
+      t.same(await faint(person.page), [], `every text can be read (${colorScheme})`)
+      await person.snap(`${name}-${colorScheme}`)
+    }
+    t.same(await nameless(person.page), [])
+    t.same(person.complaints, [])
+  })
+}
+
+t.test('without a key every retry charges', async t => {
+  const person = await Person.open(t, browser, server.url)
+  await person.turnOn(/^Without idempotency key/)
+  await person.press('Lose the answer', 'Retry')
+  t.same(await person.sentences(3), [
+    '1 A charged the card and answered, but the connection broke on the way back. The client does not know that it has paid. no answer',
+    '2 A ran the payment and charged the card a second time. Without a key it is just another payment. 201',
+    '3 A ran the payment and charged the card yet again. Without a key it is just another payment. Not the body of answer 2: another charge. 201'
+  ])
+  t.same(await person.card(), ['Charged 3 times for one order.', 'by A €42.00', 'by A €42.00', 'by A €42.00'])
+  await person.snap('without')
+  await person.press('Double click')
+  await person.sentences(2)
+  t.equal((await person.card())[0], 'Charged twice for one order.')
+  t.same(person.complaints, [])
+})
+
+t.test('on a phone', async t => {
+  const person = await Person.open(t, browser, server.url, { viewport: { width: 360, height: 740 } })
+  const { page } = person
+  await person.press('Lose the answer', 'Retry elsewhere', 'Change the amount')
+  await person.sentences(4)
+  await person.body(1)
+  t.equal(await page.evaluate('document.documentElement.scrollWidth'), 360, 'nothing scrolls sideways')
+  t.ok(await page.evaluate('scroller.scrollLeft > 0'), 'but the time line in its own frame, to its newest step')
+  for (const colorScheme of ['light', 'dark'] as const) {
+    await page.emulateMedia({ colorScheme })
+    t.same(await faint(page), [])
+    await person.snap(`phone-${colorScheme}`)
+  }
+  t.same(person.complaints, [])
+})
+
+t.test('instances end with their parent, however it ends', async t => {
+  await Promise.all((['SIGTERM', 'SIGKILL'] as const).map(async signal => {
+    const server = await startExample(t, process.execPath, '.build/examples/server.js')
+    const person = await Person.open(t, browser, server.url)
+    const pids = livingInstances(server)
+    t.equal(pids.length, 2)
+    const gone = once(server.process, 'exit')
+    server.process.kill(signal)
+    t.same(await gone, signal === 'SIGTERM' ? [0, null] : [null, signal])
+    await until(() => !livingInstances().some(pid => pids.includes(pid)), `no instance is left after ${signal}`)
+    await person.page.getByText('The server does not answer. Is it still running?').waitFor()
+    t.equal(await person.page.getByRole('button', { name: 'Pay', exact: true, disabled: true }).count(), 1)
+  }))
+})
