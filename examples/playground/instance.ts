@@ -6,7 +6,7 @@ import { subscribe } from 'node:diagnostics_channel'
 import type { AddressInfo } from 'node:net'
 import { setTimeout as sleep } from 'node:timers/promises'
 import Fastify from 'fastify'
-import idempotency, { type EventName, type IdempotencyEvent } from '../../lib/index.ts'
+import idempotency, { EVENT_NAMES, type IdempotencyEvent } from '../../lib/index.ts'
 import type { Charge } from './card.ts'
 import { createCaller } from './ipc.ts'
 import { storeOverIpc } from './store-over-ipc.ts'
@@ -19,8 +19,7 @@ process.on('disconnect', () => process.exit())
 const call = createCaller()
 const tell = (request: number, what: string, more: object): void => { call('tell', { request, what, ...more }).catch(() => {}) }
 
-const EVENTS: EventName[] = ['executed', 'replayed', 'mismatched', 'conflicted', 'invalid', 'released', 'abandoned', 'lease-lost', 'store-error', 'unreplayable']
-for (const event of EVENTS) {
+for (const event of EVENT_NAMES) {
   subscribe(`fastify-idempotency:${event}`, message => {
     const { request } = message as IdempotencyEvent
     tell(Number(request.headers['x-request']), 'told', { event })
