@@ -2,7 +2,7 @@ import { AsyncResource } from 'node:async_hooks'
 import { createHash, hash, randomUUID, type Hash } from 'node:crypto'
 import type { Readable } from 'node:stream'
 import type { FastifyRequest } from 'fastify'
-import { boundaryOf, MultipartHash } from './multipart.ts'
+import { MultipartHash, multipartOf } from './multipart.ts'
 
 /** Encodings, beside UTF-8, whose text tells every byte; `null`: a stream of texts, which are the body themselves. */
 const EXACT = new Set<string | null>([null, 'latin1', 'binary', 'hex', 'base64', 'base64url'])
@@ -26,6 +26,8 @@ export class RequestBody {
   #hash: Hash | undefined
   /** Stands in the place of `#hash` until the body's end. */
   #multipart: MultipartHash | undefined
+  /** Counts as well where it says what the bytes mean. */
+  #type = ''
   #ambiguous = false
   #cut = false
   #waiting: ((error?: Error) => void) | undefined
@@ -39,8 +41,11 @@ export class RequestBody {
     this.present = hasBody(request)
     this.whole = !this.present
     if (this.whole) return
-    const boundary = collect ? undefined : boundaryOf(request.headers['content-type'])
-    if (boundary !== undefined) this.#multipart = new MultipartHash(boundary)
+    const multipart = collect ? undefined : multipartOf(request.headers['content-type'])
+    if (multipart !== undefined) {
+      this.#type = multipart.type
+      if (multipart.boundary !== undefined) this.#multipart = new MultipartHash(multipart.boundary)
+    }
     // Unlike on('data'), which a Readable overrides, this does not make the stream flow: only whoever reads the body may do that.
     stream.prependListener('data', this.#onData)
     stream.on('end', this.#onEnd)
@@ -54,8 +59,8 @@ export class RequestBody {
 
   /** The SHA-256 of the body (of its parts, where it is multipart), `salt` and the salt's length in bytes; only once it is whole. */
   digest (salt: string): string {
-    const kind = this.#multipart === undefined ? salt : `multipart ${salt}`
-    const suffix = this.#ambiguous ? kind + randomUUID() : kind
+    const typed = this.#type === '' ? salt : `${this.#type}\n${salt}`
+    const suffix = this.#ambiguous ? typed + randomUUID() : typed
     const [first] = this.#chunks
     const bodyLength = this.#hash === undefined ? first?.length ?? 0 : Infinity
     // One shot over one piece of memory is the cheapest way to hash a small body.

@@ -1,29 +1,40 @@
 import { createHash, type Hash } from 'node:crypto'
 
-/** `multipart/…` with parameters whose values are tokens or quoted strings (RFC 9110, section 8.3.1). */
-const MULTIPART = /^multipart\/[\w.+-]+((?:\s*;\s*[\w-]+=(?:[!#$%&'*+.^`|~\w-]+|"[^"\\]*"))+)\s*$/i
-const BOUNDARY = /;\s*boundary=(?:"([^"]*)"|([^\s;]*))/gi
+const PARAMETER = /;\s*([\w-]+)=(?:"([^"\\]*)"|([^\s;"\\,]+))/
+/** `multipart/…` with parameters whose values are quoted strings or, as many clients write a boundary, bare (RFC 9110, section 8.3.1). */
+const MULTIPART = new RegExp(`^multipart/[\\w.+-]+(?:\\s*${PARAMETER.source})+\\s*$`, 'i')
 /** RFC 2046, section 5.1.1. */
 const IS_BOUNDARY = /^[\w'()+,./:=? -]{0,69}[\w'()+,./:=?-]$/
 
-/** The boundary between the parts of a body of this type; `undefined` where there is none, or any doubt. */
-export function boundaryOf (contentType: string | undefined): string | undefined {
-  if (contentType === undefined || !/^multipart\//i.test(contentType)) return undefined
-  const parameters = MULTIPART.exec(contentType)?.[1] ?? ''
-  const [first, second] = Array.from(parameters.matchAll(BOUNDARY), ([, quoted, token]) => quoted ?? token as string)
-  return first !== undefined && second === undefined && IS_BOUNDARY.test(first) ? first : undefined
+export interface Multipart {
+  /** The type of the body without the boundary; with it where there is any doubt about what it is. */
+  type: string
+  /** What stands between the parts; `undefined` where there is any doubt. */
+  boundary: string | undefined
+}
+
+/** Reads a Content-Type; `undefined` unless it is multipart. */
+export function multipartOf (contentType: string | undefined): Multipart | undefined {
+  if (contentType === undefined || !/^\s*multipart\//i.test(contentType)) return undefined
+  const parameters = MULTIPART.test(contentType) ? Array.from(contentType.matchAll(new RegExp(PARAMETER, 'g'))) : []
+  const [found, another] = parameters.filter(([, name]) => name?.toLowerCase() === 'boundary')
+  const boundary = found?.[2] ?? found?.[3] ?? ''
+  if (found === undefined || another !== undefined || !IS_BOUNDARY.test(boundary)) return { type: contentType, boundary: undefined }
+  return { type: contentType.slice(0, found.index) + contentType.slice(found.index + found[0].length), boundary }
 }
 
 /**
  * Hashes a multipart body so that the boundary, which clients choose anew for each attempt,
- * does not count: the SHA-256 of what stands between the delimiters (RFC 2046, section 5.1.1), each hashed
- * by itself, in constant memory. A body that is not made as the RFC says counts with its boundary.
+ * does not count: what stands between the delimiters (RFC 2046, section 5.1.1), and how long
+ * each piece is, in constant memory. A body that is not made as the RFC says counts with its boundary.
  */
 export class MultipartHash {
   readonly #boundary: string
   readonly #delimiter: Buffer
-  readonly #parts = createHash('sha256')
-  #part = createHash('sha256')
+  readonly #content = createHash('sha256')
+  readonly #lengths = createHash('sha256')
+  /** Of the piece so far. */
+  #length = 0
   /** What may be the beginning of a delimiter. The one at the start of a body has no line break before it. */
   #rest = Buffer.from('\r\n')
   #regular = true
@@ -38,35 +49,41 @@ export class MultipartHash {
     const bytes = Buffer.concat([this.#rest, chunk])
     // Two more bytes tell a delimiter from a line that only begins like one.
     const needed = this.#delimiter.length + 2
+    const lengths: number[] = []
     let from = 0
     let at = bytes.indexOf(this.#delimiter)
     while (at !== -1 && at + needed <= bytes.length) {
-      this.#part.update(bytes.subarray(from, at))
-      this.#endPart()
+      this.#add(bytes, from, at)
+      lengths.push(this.#length)
+      this.#length = 0
       from = at + this.#delimiter.length
-      this.#check(bytes.toString('latin1', from, from + 2))
+      this.#check(bytes.readUInt16BE(from))
       at = bytes.indexOf(this.#delimiter, from)
     }
+    if (lengths.length > 0) this.#lengths.update(`${lengths.join()},`)
     const rest = Math.max(from, at === -1 ? bytes.length - needed + 1 : at)
-    this.#part.update(bytes.subarray(from, rest))
+    this.#add(bytes, from, rest)
     this.#rest = bytes.subarray(rest)
   }
 
   /** The hash of the whole body, for more to be added to it. */
   end (): Hash {
-    this.#part.update(this.#rest)
-    this.#endPart()
-    return this.#regular && this.#closed ? this.#parts : this.#parts.update(this.#boundary)
+    this.#add(this.#rest, 0, this.#rest.length)
+    const lengths = this.#lengths.update(String(this.#length)).digest()
+    return this.#content.update(lengths).update(this.#regular && this.#closed ? '' : this.#boundary)
   }
 
-  #endPart (): void {
-    this.#parts.update(this.#part.digest())
-    this.#part = createHash('sha256')
+  #add (bytes: Buffer, from: number, to: number): void {
+    if (from === to) return
+    this.#content.update(bytes.subarray(from, to))
+    this.#length += to - from
   }
 
-  #check (next: string): void {
+  /** After a delimiter comes the end of its line, perhaps after padding; after the last one, `--` comes first. */
+  #check (next: number): void {
+    const first = next >> 8
     if (this.#closed) this.#regular = false
-    else if (next === '--') this.#closed = true
-    else if (!/^(?:\r\n|[ \t])/.test(next)) this.#regular = false
+    else if (next === 0x2d2d) this.#closed = true
+    else if (next !== 0x0d0a && first !== 0x20 && first !== 0x09) this.#regular = false
   }
 }

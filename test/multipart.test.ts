@@ -103,6 +103,31 @@ t.test('G8: where the boundary is in doubt, it counts like any other byte', asyn
   t.same(await retried(boundary => write(boundary, parts), boundary => `multipart/form-data; boundary=${boundary}; boundary=three`), [true, false], 'two boundaries')
   t.same(await retried(boundary => write(boundary, parts), boundary => `multipart/form-data; boundary="${boundary}\\""`), [true, false], 'an escape')
   t.same(await retried(boundary => write(boundary, parts), () => 'multipart/form-data'), [true, false], 'none')
+  t.same(await retried(boundary => write(boundary, parts), boundary => `multipart/form-data; boundary=----=_Part:/${boundary}`), [true, false], 'another one than the body has')
+  t.same(await retried(boundary => write(`----=_Part:/${boundary}`, parts), boundary => `multipart/form-data; boundary=----=_Part:/${boundary}`), [true, true], 'bare, though it should be quoted')
+})
+
+t.test('G8: what says how the bytes are read counts: the kind of multipart, its parameters, a boundary in doubt', async t => {
+  const { port } = await start(t, 'memory', { routes: raw })
+  const both = [field('1'), { head: 'content-disposition: form-data; name="b"', content: write('c', [field('2')]) }]
+  let count = 0
+  const compare = async (one: string, other: string, body = write('b', both), otherBody = body): Promise<unknown> => {
+    const key = `k${count++}`
+    t.equal((await upload(port, key, one, [Buffer.from(body)])).status, 200)
+    t.equal((await upload(port, key, one, [Buffer.from(body)])).replayed, true)
+    const answer = await upload(port, key, other, [Buffer.from(otherBody)])
+    return answer.replayed || answer.json().code
+  }
+  // Read by one boundary and by the other, the same bytes are two forms.
+  for (const type of [(b: string) => typeOf(b), (b: string) => `${typeOf(b)};`, (b: string) => `multipart/form-data; boundary =${b}`, (b: string) => `multipart/form-data; boundary*=utf-8''${b}`]) {
+    t.equal(await compare(type('b'), type('c')), 'idempotency_key_mismatch', type('b'))
+  }
+  t.equal(await compare(typeOf('b'), 'multipart/mixed; boundary=b'), 'idempotency_key_mismatch')
+  t.equal(await compare('multipart/related; start="<x>"; boundary=b', 'multipart/related; start="<y>"; boundary=b'), 'idempotency_key_mismatch')
+  t.equal(await compare('multipart/related; start="<x>"; boundary=b', 'multipart/related; start="<x>"; boundary=d', write('b', both), write('d', both)), true)
+  // One piece and two have the same bytes without their delimiters.
+  t.equal(await compare(typeOf('b'), typeOf('b'), write('b', [field('1'), field('2')]), write('b', [field(`1\r\n--b\r\n${field('2').head}\r\n\r\n2`)])), true, 'the same form, written in two ways')
+  t.equal(await compare(typeOf('b'), typeOf('d'), write('b', [field('12'), field('3')]), write('d', [field('1'), field('23')])), 'idempotency_key_mismatch')
 })
 
 t.test('G8: a route\'s own fingerprint sees the body as it came', async t => {
