@@ -47,6 +47,8 @@ export class Exchange implements RequestIdempotency {
   settling = false
   /** The outcome has been kept, freed, or lost. */
   settled = false
+  /** … freed, that is. */
+  freed = false
   lost = false
   /** Its outcome waits in the backlog. */
   retrying = false

@@ -55,11 +55,13 @@ export function finish (keeping: Keeping, exchange: Exchange, outcome: Outcome |
   const { request } = exchange
   if (outcome === undefined) {
     const { reply, sending } = exchange
-    publish('released', request, exchange, sending || reply.raw.headersSent ? { status: reply.statusCode } : {})
+    // A request that was cut off is told by its reply as well.
+    if (!exchange.freed) publish('released', request, exchange, sending || reply.raw.headersSent ? { status: reply.statusCode } : {})
   } else if (outcome.replayable) {
     publish('executed', request, exchange, { status: outcome.status })
   } else {
     request.log.warn({ status: outcome.status }, 'idempotency: the response cannot be kept; retries get idempotency_response_unavailable')
     publish('unreplayable', request, exchange, { status: outcome.status })
   }
+  exchange.freed = outcome === undefined
 }

@@ -1,4 +1,6 @@
 import { randomUUID } from 'node:crypto'
+import { once } from 'node:events'
+import { connect } from 'node:net'
 import * as diagnostics from 'node:diagnostics_channel'
 import { FastifyOtelInstrumentation } from '@fastify/otel'
 import { context } from '@opentelemetry/api'
@@ -11,8 +13,8 @@ import { registerMetrics, serveMetrics } from '../examples/metrics.ts'
 import { registerTracing } from '../examples/tracing.ts'
 import { EVENT_NAMES, MemoryStore, RedisStore, type IdempotencyEvent, type Store } from '../lib/index.ts'
 import { storeKey } from '../lib/fingerprint.ts'
-import { gate, redisClient, serversOf, start, STORES, stopRedis, until, type Gate, type Mode, type TestApp } from './fixtures/app.ts'
-import { faulty, hangs } from './fixtures/faulty.ts'
+import { gate, redisClient, send, serversOf, start, STORES, stopRedis, until, type Gate, type Mode, type TestApp } from './fixtures/app.ts'
+import { faulty, hangs, listen } from './fixtures/faulty.ts'
 
 t.teardown(stopRedis)
 
@@ -29,6 +31,20 @@ async function breakable (mode: Mode): Promise<{ store: Store, fail: (name: keyo
   })
   return { store, fail: name => { failing = name } }
 }
+
+t.test('an upload that is cut off is told once', async t => {
+  const { port } = await start(t, 'memory', { routes: app => { app.post('/', async () => 'ok'); app.get('/', async () => 'ok') } })
+  const events = listen(t, 'released')
+  const socket = connect(port, '127.0.0.1')
+  const answered = once(socket, 'close')
+  socket.end('POST / HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\nidempotency-key: k\r\ncontent-length: 100\r\n\r\n{')
+  socket.resume()
+  await answered
+  await until(() => events.length > 0, 'the event')
+  // Whatever else belongs to that request has happened before another one is answered.
+  await send(port, { method: 'GET' })
+  t.same(events.map(({ key, attempt }) => [key, attempt]), [['k', 1]])
+})
 
 /** The routes that bring each event about; `entered` and `finish` are of `/slow`. */
 function routes (app: FastifyInstance, entered = gate(), finish = gate()): void {
