@@ -14,7 +14,7 @@ import { registerTracing } from '../examples/tracing.ts'
 import { EVENT_NAMES, MemoryStore, RedisStore, type IdempotencyEvent, type Store } from '../lib/index.ts'
 import { storeKey } from '../lib/fingerprint.ts'
 import { gate, redisClient, send, serversOf, start, STORES, stopRedis, until, type Gate, type Mode, type TestApp } from './fixtures/app.ts'
-import { faulty, hangs, listen } from './fixtures/faulty.ts'
+import { faulty, hangs } from './fixtures/faulty.ts'
 
 t.teardown(stopRedis)
 
@@ -34,7 +34,8 @@ async function breakable (mode: Mode): Promise<{ store: Store, fail: (name: keyo
 
 t.test('an upload that is cut off is told once', async t => {
   const { port } = await start(t, 'memory', { routes: app => { app.post('/', async () => 'ok'); app.get('/', async () => 'ok') } })
-  const events = listen(t, 'released')
+  const events: IdempotencyEvent[] = []
+  listen(t, 'released', event => { events.push(event) })
   const socket = connect(port, '127.0.0.1')
   const answered = once(socket, 'close')
   socket.end('POST / HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\nidempotency-key: k\r\ncontent-length: 100\r\n\r\n{')
