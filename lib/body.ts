@@ -1,4 +1,3 @@
-import { AsyncResource } from 'node:async_hooks'
 import { createHash, hash, randomUUID, type Hash } from 'node:crypto'
 import type { Readable } from 'node:stream'
 import type { FastifyRequest } from 'fastify'
@@ -87,9 +86,8 @@ export class RequestBody {
     if (this.whole) return done()
     const stream = this.#stream
     if (stream.destroyed || this.#cut) return done(cutOff())
-    // Events of a stream come in a context of their own; who waits has that of its request.
-    const context = new AsyncResource('fastify-idempotency')
-    this.#waiting = error => context.runInAsyncScope(done, undefined, error)
+    // Events of a stream come in an asynchronous context of their own; a promise goes on in that of who waits.
+    new Promise<Error | undefined>(resolve => { this.#waiting = resolve }).then(done)
     const onClose = (): void => { if (!this.whole) this.#settle(cutOff()) }
     stream.on('close', onClose)
     if (answered) {
