@@ -134,7 +134,6 @@ export class RequestBody {
     }
     this.whole = true
     this.#hash ??= this.#multipart?.end()
-    this.#stream.off('data', this.#onData)
     this.#settle()
   }
 

@@ -94,7 +94,7 @@ function keepStream (core: Core, exchange: Exchange, outcome: Outcome, source: B
 }
 
 function isResponse (payload: unknown): payload is Response {
-  return Object.prototype.toString.call(payload) === '[object Response]'
+  return typeof payload === 'object' && Object.prototype.toString.call(payload) === '[object Response]'
 }
 
 /** Node.js writes a large body faster as bytes; a small string goes together with the header. Nobody else may see the difference. */

@@ -178,14 +178,15 @@ t.test('a record of an unknown version is an error that says so, never a replay'
   await store.remove('version')
   await store.claim('version', claim)
   await store.complete('version', token, outcome, 60_000)
-  await client.setrange('version', 58, '\x09')
-  await t.rejects(store.claim('version', claim), /unknown record version 9/)
-  await t.rejects(store.read('version'), /unknown record version 9/)
+  await client.setrange('version', 58, '9')
+  await t.rejects(store.claim('version', claim), /unknown record version "9"/)
+  await t.rejects(store.read('version'), /unknown record version "9"/)
   await client.hset('hash', 'a', 'b')
   await t.rejects(store.claim('hash', claim), /WRONGTYPE/)
   await flushScripts(client)
   await t.rejects(store.claim('hash', claim), /WRONGTYPE/)
   t.throws(() => decodeOutcome(Buffer.alloc(0)), /unknown record version none/)
+  for (const flags of [1, 3]) t.throws(() => decodeOutcome(Buffer.from(`1${flags}200 f\r\n`)), /damaged/)
 })
 
 t.test('G13: any outcome comes back from its binary form as it was', async t => {

@@ -1,21 +1,72 @@
 import { hashOf } from '../hash.ts'
+import type { Outcome } from '../store.ts'
 import { KeyIndex, SLOT_BYTES } from './key-index.ts'
+import { decodeOutcome, headOf } from './record.ts'
 
 /**
- * Records of bytes under keys, in the order in which they were written, outside the
- * JavaScript heap: a million of them cost the garbage collector nothing.
+ * Ended keys of one ttl as bytes, in the order in which they ended, outside the JavaScript
+ * heap: a million of them cost the garbage collector nothing.
  *
- *     payload length u32 | key's hash u32 | key length u16 | key | payload
+ *     record's length u32 | key's hash u32 | since f64 | attempt u32 | key length u16 |
+ *     token length u16 | key | token | the kept outcome, if there is one
  */
-const HEAD = 10
+const HEAD = 24
 const SEGMENT_BYTES = 262_144
 
 interface Segment { bytes: Buffer, used: number }
 
-/** Where a payload is; to be read at once, since its segment will be written to again. */
-export interface Place { bytes: Buffer, start: number, end: number }
+/** An ended key in its log; to be read at once, since its bytes will be written over. */
+export class Ended {
+  readonly #bytes: Buffer
+  readonly #at: number
+  readonly #ttl: number
+
+  constructor (bytes: Buffer, at: number, ttl: number) {
+    this.#bytes = bytes
+    this.#at = at
+    this.#ttl = ttl
+  }
+
+  get since (): number {
+    return this.#bytes.readDoubleBE(this.#at + 8)
+  }
+
+  get until (): number {
+    return this.since + this.#ttl
+  }
+
+  get attempt (): number {
+    return this.#bytes.readUInt32BE(this.#at + 16)
+  }
+
+  get token (): string {
+    return this.#bytes.toString('utf8', keyEnd(this.#bytes, this.#at), this.#outcomeAt)
+  }
+
+  /** A key without an outcome is free. */
+  get completed (): boolean {
+    return this.#outcomeAt < this.#end
+  }
+
+  /** The kept outcome, in memory of its own. */
+  get result (): Outcome | undefined {
+    if (!this.completed) return undefined
+    const result = decodeOutcome(this.#bytes, this.#outcomeAt, this.#end)
+    return typeof result.body === 'string' ? result : { ...result, body: Buffer.from(result.body) }
+  }
+
+  get #outcomeAt (): number {
+    return keyEnd(this.#bytes, this.#at) + this.#bytes.readUInt16BE(this.#at + 22)
+  }
+
+  get #end (): number {
+    return this.#at + this.#bytes.readUInt32BE(this.#at)
+  }
+}
 
 export class Log {
+  /** Milliseconds that each key lives from its end on. */
+  readonly ttl: number
   readonly #index = new KeyIndex((position, key) => this.#isAt(position, key))
   readonly #segments: Segment[] = []
   /** One that was dropped: memory that has been touched is cheaper than new memory. */
@@ -26,50 +77,63 @@ export class Log {
   #tail = 0
   #bytes = 0
 
+  constructor (ttl: number) {
+    this.ttl = ttl
+  }
+
   /** Bytes of all records from the oldest on, those that were deleted since included. */
   get bytes (): number {
     return this.#bytes
   }
 
-  /** Room for the payload of a new record, to be filled at once; the key must not be there. */
-  append (key: string, length: number): Buffer {
-    const keyLength = Buffer.byteLength(key)
-    const total = HEAD + keyLength + length
-    const segment = this.#room(total)
-    const { bytes, used } = segment
-    const hash = hashOf(key)
-    bytes.writeUInt32BE(length, used)
-    bytes.writeUInt32BE(hash, used + 4)
-    bytes.writeUInt16BE(keyLength, used + 8)
-    bytes.write(key, used + HEAD)
-    segment.used += total
-    this.#bytes += total + SLOT_BYTES
-    this.#index.add(hash, (this.#dropped + this.#segments.length - 1) * SEGMENT_BYTES + used)
-    return bytes.subarray(used + HEAD + keyLength, used + total)
+  /** When the oldest key ended, which may have been deleted since; `Infinity` where there is none. */
+  get oldestSince (): number {
+    const [segment] = this.#segments
+    return segment === undefined || this.#tail === segment.used ? Infinity : segment.bytes.readDoubleBE(this.#tail + 8)
   }
 
-  find (key: string): Place | undefined {
-    const position = this.#index.find(hashOf(key), key)
-    return position === -1 ? undefined : placeOf(this.#segmentAt(position), position % SEGMENT_BYTES)
+  /** Adds a key that is not there, and ended `since`. */
+  append (key: string, token: string, since: number, attempt: number, outcome: Outcome | undefined): void {
+    const keyLength = Buffer.byteLength(key)
+    const tokenLength = Buffer.byteLength(token)
+    const body = outcome?.body
+    const texts = key + token + (outcome === undefined ? '' : headOf(outcome)) + (typeof body === 'string' ? body : '')
+    const textsEnd = HEAD + Buffer.byteLength(texts)
+    const length = textsEnd + (typeof body === 'object' ? body.length : 0)
+    const segment = this.#room(length)
+    const { bytes, used } = segment
+    const hash = indexHash(key)
+    bytes.writeUInt32BE(length, used)
+    bytes.writeUInt32BE(hash, used + 4)
+    bytes.writeDoubleBE(since, used + 8)
+    bytes.writeUInt32BE(attempt, used + 16)
+    bytes.writeUInt16BE(keyLength, used + 20)
+    bytes.writeUInt16BE(tokenLength, used + 22)
+    bytes.write(texts, used + HEAD)
+    if (typeof body === 'object') body.copy(bytes, used + textsEnd)
+    segment.used += length
+    this.#bytes += length + SLOT_BYTES
+    this.#index.add(hash, (this.#dropped + this.#segments.length - 1) * SEGMENT_BYTES + used)
+  }
+
+  find (key: string): Ended | undefined {
+    const position = this.#index.find(indexHash(key), key)
+    if (position === -1) return undefined
+    const number = Math.floor(position / SEGMENT_BYTES)
+    return new Ended(this.#segment(number).bytes, position - number * SEGMENT_BYTES, this.ttl)
   }
 
   /** Forgets a key. Its bytes are given back when it is the oldest. */
   delete (key: string): void {
-    const hash = hashOf(key)
+    const hash = indexHash(key)
     const position = this.#index.find(hash, key)
     if (position !== -1) this.#index.delete(hash, position)
   }
 
-  /** The oldest record, which may have been deleted since. */
-  oldest (): Place | undefined {
-    const [segment] = this.#segments
-    return segment === undefined || this.#tail === segment.used ? undefined : placeOf(segment, this.#tail)
-  }
-
-  /** Drops the oldest record; there must be one. */
+  /** Drops the oldest key; there must be one. */
   dropOldest (): void {
     const { bytes, used } = this.#segments[0] as Segment
-    const length = HEAD + bytes.readUInt16BE(this.#tail + 8) + bytes.readUInt32BE(this.#tail)
+    const length = bytes.readUInt32BE(this.#tail)
     this.#index.delete(bytes.readUInt32BE(this.#tail + 4), this.#dropped * SEGMENT_BYTES + this.#tail)
     this.#bytes -= length + SLOT_BYTES
     this.#tail += length
@@ -95,18 +159,23 @@ export class Log {
     return segment
   }
 
-  #segmentAt (position: number): Segment {
-    return this.#segments[Math.floor(position / SEGMENT_BYTES) - this.#dropped] as Segment
+  #segment (number: number): Segment {
+    return this.#segments[number - this.#dropped] as Segment
   }
 
   #isAt (position: number, key: string): boolean {
-    const { bytes } = this.#segmentAt(position)
-    const at = position % SEGMENT_BYTES
-    return bytes.toString('utf8', at + HEAD, at + HEAD + bytes.readUInt16BE(at + 8)) === key
+    const number = Math.floor(position / SEGMENT_BYTES)
+    const { bytes } = this.#segment(number)
+    const at = position - number * SEGMENT_BYTES
+    return bytes.toString('utf8', at + HEAD, keyEnd(bytes, at)) === key
   }
 }
 
-function placeOf ({ bytes }: Segment, at: number): Place {
-  const start = at + HEAD + bytes.readUInt16BE(at + 8)
-  return { bytes, start, end: start + bytes.readUInt32BE(at) }
+function keyEnd (bytes: Buffer, at: number): number {
+  return at + HEAD + bytes.readUInt16BE(at + 20)
+}
+
+/** A key's end is a hash already (fingerprint.ts); keys of another form may share it, at worst. */
+function indexHash (key: string): number {
+  return hashOf(key.slice(-12))
 }

@@ -1,7 +1,6 @@
 import type { Claim, ClaimRequest, Entry, Outcome, Store } from '../store.ts'
 import { KeyTable } from '../key-table.ts'
-import { Log, type Place } from './log.ts'
-import { decodeOutcome, encodeOutcome } from './record.ts'
+import { Log, type Ended } from './log.ts'
 
 export interface MemoryStoreOptions {
   /** Bytes that ended keys may take, completed or freed, their overhead included. Default 67,108,864 (64 MiB). */
@@ -11,21 +10,6 @@ export interface MemoryStoreOptions {
 }
 
 interface Held { storeKey: string, next: Held | undefined, token: string, attempt: number, since: number, leaseUntil: number, until: number, fingerprint: string }
-
-/** An ended key in its log: since f64 | until f64 | attempt u32 | token length u16 | token | the kept outcome, if there is one. */
-const HEAD = 22
-const sinceOf = ({ bytes, start }: Place): number => bytes.readDoubleBE(start)
-const untilOf = ({ bytes, start }: Place): number => bytes.readDoubleBE(start + 8)
-const attemptOf = ({ bytes, start }: Place): number => bytes.readUInt32BE(start + 16)
-const outcomeAt = ({ bytes, start }: Place): number => start + HEAD + bytes.readUInt16BE(start + 20)
-const tokenOf = (ended: Place): string => ended.bytes.toString('utf8', ended.start + HEAD, outcomeAt(ended))
-
-/** The kept outcome, in memory of its own. */
-function resultOf (ended: Place): Outcome | undefined {
-  if (ended.end === outcomeAt(ended)) return undefined
-  const result = decodeOutcome(ended.bytes, outcomeAt(ended), ended.end)
-  return typeof result.body === 'string' ? result : { ...result, body: Buffer.from(result.body) }
-}
 
 const SWEEP_STEPS = 4
 const DEAD_CHECK_MS = 10_000
@@ -41,7 +25,7 @@ export class MemoryStore implements Store {
   readonly #maxBytes: number
   readonly #now: () => number
   readonly #held = new KeyTable<Held>()
-  readonly #logs = new Map<number, Log>()
+  readonly #logs: Log[] = []
   readonly #watchers = new Map<string, Set<() => void>>()
   #deadCheckAt = 0
 
@@ -58,7 +42,7 @@ export class MemoryStore implements Store {
   /** Bytes that ended keys take now, as counted against `maxBytes`. */
   get bytes (): number {
     let bytes = 0
-    for (const log of this.#logs.values()) bytes += log.bytes
+    for (const log of this.#logs) bytes += log.bytes
     return bytes
   }
 
@@ -79,10 +63,10 @@ export class MemoryStore implements Store {
     }
     const ended = this.#ended(key)
     if (ended !== undefined) {
-      if (untilOf(ended) > now) {
-        const result = resultOf(ended)
-        if (result !== undefined) return { outcome: 'completed', attempt: attemptOf(ended), result }
-        attempt = attemptOf(ended) + 1
+      if (ended.until > now) {
+        const { result } = ended
+        if (result !== undefined) return { outcome: 'completed', attempt: ended.attempt, result }
+        attempt = ended.attempt + 1
       }
       this.#forget(key)
     }
@@ -130,9 +114,9 @@ export class MemoryStore implements Store {
       return { state: 'held', attempt: held.attempt, since: held.since, until: held.leaseUntil, result: undefined }
     }
     const ended = this.#ended(key)
-    if (ended === undefined || untilOf(ended) <= now) return undefined
-    const result = resultOf(ended)
-    return { state: result === undefined ? 'freed' : 'completed', attempt: attemptOf(ended), since: sinceOf(ended), until: untilOf(ended), result }
+    if (ended === undefined || ended.until <= now) return undefined
+    const { attempt, since, until, result } = ended
+    return { state: result === undefined ? 'freed' : 'completed', attempt, since, until, result }
   }
 
   remove (key: string): boolean {
@@ -147,39 +131,29 @@ export class MemoryStore implements Store {
   #end (key: string, token: string, ttl: number, outcome: Outcome | undefined, executed: boolean): boolean {
     const held = this.#held.get(key)
     const ended = held === undefined ? this.#ended(key) : undefined
-    if ((held?.token ?? (ended && tokenOf(ended))) !== token) return false
+    const holder = held ?? ended
+    if (holder === undefined || holder.token !== token) return false
     // A step that is repeated must not count twice.
-    if (ended !== undefined && outcome === undefined && resultOf(ended) === undefined) return true
-    const attempt = held?.attempt ?? attemptOf(ended as Place)
+    if (ended !== undefined && outcome === undefined && !ended.completed) return true
+    const { attempt } = holder
     if (held !== undefined) this.#held.delete(held)
     else this.#forget(key)
     const now = this.#now()
-    this.#append(key, ttl, token, now, executed ? attempt : attempt - 1, outcome)
+    this.#logOf(ttl).append(key, token, now, executed ? attempt : attempt - 1, outcome)
     this.#sweep(now)
     this.#wake(key)
     return true
   }
 
-  #append (key: string, ttl: number, token: string, now: number, attempt: number, outcome: Outcome | undefined): void {
-    let log = this.#logs.get(ttl)
-    if (log === undefined) this.#logs.set(ttl, log = new Log())
-    const to = log
-    const tokenLength = Buffer.byteLength(token)
-    const allocate = (length: number): Buffer => {
-      const bytes = to.append(key, HEAD + tokenLength + length)
-      bytes.writeDoubleBE(now, 0)
-      bytes.writeDoubleBE(now + ttl, 8)
-      bytes.writeUInt32BE(attempt, 16)
-      bytes.writeUInt16BE(tokenLength, 20)
-      bytes.write(token, HEAD)
-      return bytes.subarray(HEAD + tokenLength)
-    }
-    if (outcome === undefined) allocate(0)
-    else encodeOutcome(outcome, allocate)
+  #logOf (ttl: number): Log {
+    for (const log of this.#logs) if (log.ttl === ttl) return log
+    const log = new Log(ttl)
+    this.#logs.push(log)
+    return log
   }
 
-  #ended (key: string): Place | undefined {
-    for (const log of this.#logs.values()) {
+  #ended (key: string): Ended | undefined {
+    for (const log of this.#logs) {
       const found = log.find(key)
       if (found !== undefined) return found
     }
@@ -187,7 +161,7 @@ export class MemoryStore implements Store {
   }
 
   #forget (key: string): void {
-    for (const log of this.#logs.values()) log.delete(key)
+    for (const log of this.#logs) log.delete(key)
   }
 
   #wake (key: string): void {
@@ -200,12 +174,8 @@ export class MemoryStore implements Store {
   /** A few steps per write reach every expired record in time, without a timer or a pause. */
   #sweep (now: number): void {
     let bytes = 0
-    for (const log of this.#logs.values()) {
-      for (let step = 0; step < SWEEP_STEPS; step++) {
-        const oldest = log.oldest()
-        if (oldest === undefined || untilOf(oldest) > now) break
-        log.dropOldest()
-      }
+    for (const log of this.#logs) {
+      for (let step = 0; step < SWEEP_STEPS && log.oldestSince + log.ttl <= now; step++) log.dropOldest()
       bytes += log.bytes
     }
     if (bytes > this.#maxBytes) this.#evict()
@@ -213,17 +183,7 @@ export class MemoryStore implements Store {
   }
 
   #evict (): void {
-    while (this.bytes > this.#maxBytes) {
-      let log: Log | undefined
-      let since = Infinity
-      for (const each of this.#logs.values()) {
-        const oldest = each.oldest()
-        if (oldest === undefined || sinceOf(oldest) >= since) continue
-        since = sinceOf(oldest)
-        log = each
-      }
-      log?.dropOldest()
-    }
+    while (this.bytes > this.#maxBytes) this.#logs.reduce((oldest, log) => log.oldestSince < oldest.oldestSince ? log : oldest).dropOldest()
   }
 
   /** A dead holder's record outlives its lease by the ttl. */
@@ -233,6 +193,8 @@ export class MemoryStore implements Store {
   }
 }
 
+const { timeOrigin } = performance
+
 function steadyNow (): number {
-  return performance.timeOrigin + performance.now()
+  return timeOrigin + performance.now()
 }
