@@ -1,11 +1,11 @@
-/** Measures a pair: both servers alive, one under load at a time, in alternating order. */
+/** Measures pairs of servers: both alive, one under load at a time, in alternating order. */
 import type { Case } from './cases.ts'
 import { SAME_KEY } from './keys.ts'
 import { fullLoad, type Answers, type Target } from './load.ts'
 import { emptyRedis } from './redis.ts'
 import { untilAccepted } from './rejected.ts'
 import { startServer, type RunningServer } from './servers.ts'
-import { ROUNDS, SECONDS } from './settings.ts'
+import { PAIRS, ROUNDS, SECONDS } from './settings.ts'
 import { spread, type Spread } from './spread.ts'
 import { post, verify } from './verify.ts'
 
@@ -55,10 +55,12 @@ const medians = (samples: Sample[]): Side => {
   return { rate: median('rate'), cpu: median('cpu'), p50: median('p50'), p99: median('p99'), busy: median('busy') }
 }
 
-export async function compare (pair: Case): Promise<Comparison | NotMeasured> {
-  const { id, path, keys } = pair
+interface Measured { anchor: Sample[], case: Sample[] }
+
+/** One anchor and one case, in processes that are started for it. */
+async function measurePair ({ id, path, keys, ...apps }: Case): Promise<Measured | NotMeasured> {
   const redisPort = await emptyRedis()
-  const sides = await Promise.all([pair.anchor, pair.app].map(async app => ({
+  const sides = await Promise.all([apps.anchor, apps.app].map(async app => ({
     app, server: await startServer(app, redisPort), samples: [] as Sample[], runsHandler: !(keys === 'same' && replays({ app }))
   })))
   try {
@@ -68,23 +70,35 @@ export async function compare (pair: Case): Promise<Comparison | NotMeasured> {
       // The response that the load's one key will get.
       if (keys === 'same') await post(server.port, path, SAME_KEY)
     }
-    const run = async ({ server, runsHandler }: typeof sides[number]): Promise<Sample> =>
-      await untilAccepted(async () => await sample(server, { port: server.port, path, keys }, SECONDS, runsHandler))
+    const run = async ({ server, runsHandler }: typeof sides[number], seconds: number): Promise<Sample> =>
+      await untilAccepted(async () => await sample(server, { port: server.port, path, keys }, seconds, runsHandler))
 
-    for (const side of [...sides, ...sides]) await run(side) // warm-up
+    for (const side of [...sides, ...sides]) await run(side, SECONDS / 2) // warm-up
     for (let round = 0; round < ROUNDS; round++) {
-      for (const side of round % 2 === 0 ? sides : [...sides].reverse()) side.samples.push(await run(side))
+      for (const side of round % 2 === 0 ? sides : [...sides].reverse()) side.samples.push(await run(side, SECONDS))
     }
   } finally {
     await Promise.all(sides.map(async ({ server }) => { await server.stop() }))
   }
   const [anchor = [], measured = []] = sides.map(({ samples }) => samples)
-  const each = (name: 'rate' | 'cpu'): number[] => measured.map((sample, round) => sample[name] / (anchor[round]?.[name] ?? NaN))
+  return { anchor, case: measured }
+}
+
+/** The rounds of several pairs of processes: what V8 makes of the same code differs from one process to the next. */
+export async function compare (pair: Case): Promise<Comparison | NotMeasured> {
+  const all: Measured = { anchor: [], case: [] }
+  for (let i = 0; i < PAIRS; i++) {
+    const measured = await measurePair(pair)
+    if ('reason' in measured) return measured
+    all.anchor.push(...measured.anchor)
+    all.case.push(...measured.case)
+  }
+  const each = (name: 'rate' | 'cpu'): number[] => all.case.map((sample, round) => sample[name] / (all.anchor[round]?.[name] ?? NaN))
   return {
-    id,
+    id: pair.id,
     ratio: spread(each('rate')),
     cpuRatio: spread(each('cpu').map(value => 1 / value)),
-    anchor: medians(anchor),
-    case: medians(measured)
+    anchor: medians(all.anchor),
+    case: medians(all.case)
   }
 }

@@ -134,6 +134,8 @@ export class RequestBody {
     }
     this.whole = true
     this.#hash ??= this.#multipart?.end()
+    // Node.js would do it after the response, at a higher price.
+    this.#stream.off('data', this.#onData)
     this.#settle()
   }
 

@@ -13,16 +13,18 @@ import { decodeOutcome, headOf } from './record.ts'
 const HEAD = 24
 const SEGMENT_BYTES = 262_144
 
-interface Segment { bytes: Buffer, used: number }
+interface Segment { bytes: Buffer, used: number, /** A reader has a part of it, and may have it for long. */ lent: boolean }
 
-/** An ended key in its log; to be read at once, since its bytes will be written over. */
+/** An ended key in its log; to be read at once, since its bytes may be written over. */
 export class Ended {
+  readonly #segment: Segment
   readonly #bytes: Buffer
   readonly #at: number
   readonly #ttl: number
 
-  constructor (bytes: Buffer, at: number, ttl: number) {
-    this.#bytes = bytes
+  constructor (segment: Segment, at: number, ttl: number) {
+    this.#segment = segment
+    this.#bytes = segment.bytes
     this.#at = at
     this.#ttl = ttl
   }
@@ -48,11 +50,14 @@ export class Ended {
     return this.#outcomeAt < this.#end
   }
 
-  /** The kept outcome, in memory of its own. */
+  /** The kept outcome. Bytes are a copy, which hooks may write into; those of a text, which hooks see as a string, are not. */
   get result (): Outcome | undefined {
     if (!this.completed) return undefined
     const result = decodeOutcome(this.#bytes, this.#outcomeAt, this.#end)
-    return typeof result.body === 'string' ? result : { ...result, body: Buffer.from(result.body) }
+    if (typeof result.body === 'string') return result
+    if (!result.text) return { ...result, body: Buffer.from(result.body) }
+    this.#segment.lent = true
+    return result
   }
 
   get #outcomeAt (): number {
@@ -120,7 +125,7 @@ export class Log {
     const position = this.#index.find(indexHash(key), key)
     if (position === -1) return undefined
     const number = Math.floor(position / SEGMENT_BYTES)
-    return new Ended(this.#segment(number).bytes, position - number * SEGMENT_BYTES, this.ttl)
+    return new Ended(this.#segment(number), position - number * SEGMENT_BYTES, this.ttl)
   }
 
   /** Forgets a key. Its bytes are given back when it is the oldest. */
@@ -139,7 +144,7 @@ export class Log {
     this.#tail += length
     if (this.#tail < used) return
     const dropped = this.#segments.shift() as Segment
-    if (dropped.bytes.length === SEGMENT_BYTES) this.#spare = dropped
+    if (dropped.bytes.length === SEGMENT_BYTES && !dropped.lent) this.#spare = dropped
     this.#dropped++
     this.#tail = 0
   }
@@ -150,7 +155,7 @@ export class Log {
     if (last !== undefined && last.used + length <= last.bytes.length) return last
     let segment = this.#spare
     if (segment === undefined || length > SEGMENT_BYTES) {
-      segment = { bytes: Buffer.allocUnsafeSlow(Math.max(length, SEGMENT_BYTES)), used: 0 }
+      segment = { bytes: Buffer.allocUnsafeSlow(Math.max(length, SEGMENT_BYTES)), used: 0, lent: false }
     } else {
       this.#spare = undefined
       segment.used = 0
