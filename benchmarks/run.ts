@@ -8,8 +8,9 @@ import { ratePart } from './rate.ts'
 import { stopRedis } from './redis.ts'
 import { markdownSection, markdownSummary, markdownTable, writeResults } from './report.ts'
 import { scaleParts } from './scale/index.ts'
+import { userPart } from './user/index.ts'
 
-const parts: Part[] = [...pairParts, ratePart, ...scaleParts]
+const parts: Part[] = [...pairParts, userPart, ratePart, ...scaleParts]
 
 async function runAll (): Promise<void> {
   const sections: Record<string, Section> = {}

@@ -9,6 +9,7 @@ export const apps = {
   'redis-set-twice': async () => (await import('./bare-redis.ts')).redisSetTwice,
   ours: async () => (await import('./ours.ts')).ours,
   'ours-redis': async () => (await import('./ours.ts')).oursRedis,
+  'ours-without-store': async () => (await import('./ours.ts')).oursWithoutStore,
   'ours-opted-out': async () => (await import('./ours.ts')).oursOptedOut,
   'ours-without-events': async () => (await import('./events.ts')).oursWithoutEvents,
   'ours-with-metrics': async () => (await import('./events.ts')).oursWithMetrics,
