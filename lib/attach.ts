@@ -55,7 +55,7 @@ export function attachToRoute (core: Core, instance: FastifyInstance, declared: 
   if (isLate(route.hook)) append(declared, route.hook, late)
   append(declared, 'onError', (request: FastifyRequest, _reply: FastifyReply, error: Error, done: Done) => {
     const exchange = request.idempotency as Exchange | null
-    if (exchange !== null) noteError(exchange, error)
+    if (exchange !== null) noteError(core, exchange, error)
     done()
   })
   // What is kept is uncompressed: each client gets an encoding that it accepts.
@@ -128,7 +128,7 @@ export function attachToInstance (core: Core, instance: FastifyInstance): void {
   })
   instance.addHook('onError', (request, _reply, error, done) => {
     const exchange = unseen(request)
-    if (exchange !== undefined) noteError(exchange, error)
+    if (exchange !== undefined) noteError(core, exchange, error)
     done()
   })
   instance.addHook('onSend', onSend(core, true, () => false))

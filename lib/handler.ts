@@ -1,6 +1,7 @@
 import type { FastifyReply, RouteHandlerMethod } from 'fastify'
 import type { Core } from './core.ts'
 import type { Exchange } from './exchange.ts'
+import { withdraw } from './response.ts'
 import { handlerEnded, handlerFailed } from './settle.ts'
 
 /**
@@ -58,9 +59,14 @@ export function watchPromise (core: Core, exchange: Exchange, result: PromiseLik
   result.then(value => handlerEnded(core, exchange, value), () => handlerFailed(core, exchange))
 }
 
-/** Marks replies that Fastify sends in a handler's place, and bodies that a parser refused. */
-export function noteError (exchange: Exchange, error: unknown): void {
-  const { body, handler, unseen } = exchange
+/** Marks replies that Fastify sends in a handler's place, or in that of a replay which failed, and bodies that a parser refused. */
+export function noteError (core: Core, exchange: Exchange, error: unknown): void {
+  const { body, handler, unseen, replay, reply } = exchange
+  if (replay !== undefined) {
+    exchange.replay = undefined
+    exchange.replayed = false
+    return withdraw(reply, replay, core.config.replayedHeaderName)
+  }
   if (isTimeout(error)) exchange.timedOut = true
   else if (handler === 'none' && !body.whole) exchange.refusedBody = true
   // No hook of ours stands between the parser and the hooks of a route declared earlier.

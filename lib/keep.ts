@@ -51,6 +51,8 @@ function keepBody (core: Core, exchange: Exchange, body: unknown, done: Done): v
   } catch (error) {
     return done(error as Error)
   }
+  // Fastify sends a 204 without the type that it has given a payload (RFC 9110, section 8.6).
+  if (outcome.status === 204 && body !== undefined && body !== null) outcome.headers = outcome.headers.filter(([name]) => name !== 'content-type')
   if (isStream(body)) return keepStream(core, exchange, outcome, body, done)
   let payload = body
   if (typeof body === 'string' || Buffer.isBuffer(body)) {

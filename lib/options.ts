@@ -137,7 +137,7 @@ const RULES: Record<keyof FastifyIdempotencyOptions, Rule> = {
   store: { test: value => { assertStore(value); return true }, want: '' },
   redis: { test: value => typeof value === 'object' || isFunction(value), want: 'an ioredis client' },
   minReplicas: { test: value => value === 0 || isWhole(value), want: 'a whole number of replicas, 0 or more' },
-  prefix: { test: value => typeof value === 'string', want: 'a string' },
+  prefix: { test: value => typeof value === 'string' && value.length <= 1_000 && Buffer.from(value).toString() === value, want: 'a string of at most 1,000 characters, without half a surrogate pair' },
   global: BOOLEAN,
   methods: { test: value => Array.isArray(value) && value.length > 0 && value.every(isToken), want: "an array of HTTP methods, such as ['POST', 'PATCH']" },
   headerName: FIELD_NAME,

@@ -137,13 +137,12 @@ export function act (core: Core, exchange: Exchange, done: Done): void {
   if (!needsBody(found)) return give(judge(found, '', route.retryAfter))
   body.drain(false, error => {
     if (error !== undefined) return done(error)
-    let verdict
     try {
-      verdict = judge(found, exchange.fingerprint, route.retryAfter)
+      give(judge(found, exchange.fingerprint, route.retryAfter))
     } catch (thrown) {
-      return done(thrown as Error)
+      // A route's own fingerprint function, or a kept response that cannot be sent: nobody else would catch it.
+      done(thrown as Error)
     }
-    give(verdict)
   })
 
   function give (verdict: Verdict): void {

@@ -1,10 +1,28 @@
 import t from 'tap'
-import type { IdempotencyError } from '../lib/index.ts'
+import type { Claim, IdempotencyError } from '../lib/index.ts'
 import { MemoryStore } from '../lib/index.ts'
 import { storeKey } from '../lib/fingerprint.ts'
 import { failBehind, gate, start, until } from './fixtures/app.ts'
 import { fails, faulty, hangs, listen, type Faults } from './fixtures/faulty.ts'
 import { connect, startRedis } from './fixtures/redis.ts'
+
+for (const answers of ['at once', 'later']) {
+  t.test(`G10: a kept response that cannot be sent is an error, and the process lives; the store answers ${answers}`, async t => {
+    const store = new MemoryStore()
+    const claim = store.claim.bind(store)
+    const damaged = (...args: Parameters<typeof claim>): Claim => {
+      const found = claim(...args)
+      if (found.outcome === 'completed') found.result.headers.push(['x-damaged', 'a\nb'])
+      return found
+    }
+    const options = { store: Object.assign(store, { claim: answers === 'later' ? async (...args: Parameters<typeof claim>) => damaged(...args) : damaged }) }
+    const { post } = await start(t, 'memory', { options, routes: app => app.post('/', async () => 'once') })
+    t.match(await post('k'), { status: 200 })
+    t.match(await post('k'), { status: 500 })
+    t.match(await post('k'), { status: 500 })
+    t.match(await post('another'), { status: 200 })
+  })
+}
 
 for (const [what, fault] of [['fails', fails], ['hangs', hangs]] as const) {
   t.test(`G10: a store that ${what} before the handler is a 503, or is bypassed`, async t => {

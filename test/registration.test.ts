@@ -21,6 +21,8 @@ t.test('a wrong or unknown option fails at start-up with an error that names it'
     [{ ttl: 1.5 }, /option "ttl"/],
     [{ lease: 2 ** 31 }, /option "lease" must be .* to 2147483647/],
     [{ prefix: 5 }, /option "prefix" must be a string/],
+    [{ prefix: 'x'.repeat(1_001) }, /at most 1,000 characters/],
+    [{ prefix: '\ud800:' }, /without half a surrogate pair/],
     [{ global: 'yes' }, /option "global" must be true or false/],
     [{ methods: 'POST' }, /option "methods" must be an array of HTTP methods/],
     [{ methods: [] }, /option "methods"/],

@@ -35,7 +35,11 @@ for (const mode of MODES) {
       nothing: reply => reply.send(),
       204: reply => { reply.code(204).send() },
       '204 with type': reply => { reply.code(204).header('content-type', 'text/plain').send() },
+      '204 with an empty string': reply => reply.code(204).send(''),
+      '204 with bytes and a type': reply => reply.code(204).type('application/json').send(Buffer.from('{}')),
+      '204 with a stream': reply => reply.code(204).type('text/csv').send(Readable.from(['a'])),
       304: reply => reply.code(304).header('etag', '"a"').send(),
+      '304 with an empty string': reply => reply.code(304).send(''),
       redirect: reply => reply.redirect('/elsewhere', 303),
       'node stream': () => Readable.from([bytes, 'text', bytes]),
       'typed node stream': reply => reply.type('text/csv').header('content-length', 4).send(Readable.from(['a,', 'b\n'])),
@@ -69,6 +73,23 @@ for (const mode of MODES) {
       t.same(lines(retry), lines(first).filter(line => !line.startsWith('set-cookie')), kind)
       t.equal(runs, before + 1, kind)
     }
+  })
+
+  t.test(`G10: a hook that fails on a replay is an error, and the next retry gets the replay (${mode})`, async t => {
+    let failing = false
+    const { post } = await start(t, mode, {
+      before: async app => {
+        app.addHook('onSend', async () => { if (failing) throw new Error('from a hook') })
+      },
+      routes: app => app.post('/', async (_request, reply) => await reply.code(201).header('x-kept', 'yes').send('once'))
+    })
+    t.match(await post('k'), { status: 201 })
+    failing = true
+    const failed = await post('k')
+    t.match(failed, { status: 500, headers: { 'x-kept': undefined, 'idempotent-replayed': undefined } })
+    t.match(JSON.parse(String(failed.body)), { statusCode: 500, message: 'from a hook' })
+    failing = false
+    t.match(await post('k'), { status: 201, headers: { 'x-kept': 'yes', 'idempotent-replayed': 'true' } })
   })
 
   t.test(`G13: headers of the connection and of the moment are not kept; a kept one wins (${mode})`, async t => {

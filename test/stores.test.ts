@@ -186,7 +186,18 @@ t.test('a record of an unknown version is an error that says so, never a replay'
   await flushScripts(client)
   await t.rejects(store.claim('hash', claim), /WRONGTYPE/)
   t.throws(() => decodeOutcome(Buffer.alloc(0)), /unknown record version none/)
-  for (const flags of [1, 3]) t.throws(() => decodeOutcome(Buffer.from(`1${flags}200 f\r\n`)), /damaged/)
+  for (const flags of [1, 3]) {
+    for (const head of ['200 f\r\n', '2x0 f\r\n\r\n', '200 f\r\na\r\nb: c\r\n\r\n', '200 f\r\nb; c\r\n\r\n']) t.throws(() => decodeOutcome(Buffer.from(`1${flags}${head}`)), /damaged/)
+  }
+})
+
+t.test('G14: MemoryStore refuses a key that is too long for its log, and goes on', async t => {
+  const store = new MemoryStore()
+  t.throws(() => store.claim('k'.repeat(20_000), claim), /key and token may have 20000 characters, got 20036/)
+  const longest = '\u20ac'.repeat(20_000 - token.length)
+  store.claim(longest, claim)
+  t.equal(store.complete(longest, token, outcome, 60_000), true)
+  t.match(store.claim(longest, claim), { outcome: 'completed', result: outcome })
 })
 
 t.test('G13: any outcome comes back from its binary form as it was', async t => {

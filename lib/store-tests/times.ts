@@ -115,6 +115,7 @@ export function timeTests ({ check, advance }: Suite): void {
     await store.complete('k', token('b'), result, 60)
     await advance(90)
     assert.equal(await store.read('k'), undefined)
+    assert.equal(await store.complete('k', token('b'), result, TTL), false)
     assert.deepEqual(await store.claim('k', claimOf('c')), acquired(1))
   })
 
@@ -141,6 +142,7 @@ export function timeTests ({ check, advance }: Suite): void {
     await store.claim('k', claimOf('a', { lease: 30, ttl: 30, takeover: false }))
     await advance(100)
     assert.equal(await store.read('k'), undefined)
+    assert.equal(await store.release('k', token('a'), TTL, true), false)
     assert.deepEqual(await store.claim('k', claimOf('b', { takeover: false })), acquired(1))
   })
 

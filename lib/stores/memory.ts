@@ -11,6 +11,8 @@ export interface MemoryStoreOptions {
 
 interface Held { storeKey: string, next: Held | undefined, token: string, attempt: number, since: number, leaseUntil: number, until: number, fingerprint: string }
 
+/** Characters; a log keeps 16 bits for the length in bytes. */
+const MAX_KEY_LENGTH = 20_000
 const SWEEP_STEPS = 4
 const DEAD_CHECK_MS = 10_000
 
@@ -47,6 +49,7 @@ export class MemoryStore implements Store {
   }
 
   claim (key: string, { token, lease, ttl, takeover }: ClaimRequest): Claim {
+    if (key.length + token.length > MAX_KEY_LENGTH) throw new RangeError(`MemoryStore: key and token may have ${MAX_KEY_LENGTH} characters, got ${key.length + token.length}`)
     const now = this.#now()
     let attempt = 1
     let takenOver = false
@@ -132,13 +135,13 @@ export class MemoryStore implements Store {
     const held = this.#held.get(key)
     const ended = held === undefined ? this.#ended(key) : undefined
     const holder = held ?? ended
-    if (holder === undefined || holder.token !== token) return false
+    const now = this.#now()
+    if (holder === undefined || holder.token !== token || holder.until <= now) return false
     // A step that is repeated must not count twice.
     if (ended !== undefined && outcome === undefined && !ended.completed) return true
     const { attempt } = holder
     if (held !== undefined) this.#held.delete(held)
     else this.#forget(key)
-    const now = this.#now()
     this.#logOf(ttl).append(key, token, now, executed ? attempt : attempt - 1, outcome)
     this.#sweep(now)
     this.#wake(key)

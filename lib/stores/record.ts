@@ -51,11 +51,12 @@ export function decodeOutcome (bytes: Buffer, start = 0, end = bytes.length): Ou
   const bodyAt = small ? end : bytes.indexOf(END_OF_HEAD, start) + END_OF_HEAD.length
   const head = bytes.toString('utf8', start, bodyAt)
   const headEnd = head.indexOf(END_OF_HEAD) + END_OF_HEAD.length
-  if (headEnd < END_OF_HEAD.length) throw new Error('The kept response is damaged: its head has no end. Remove the key, or let it expire.')
+  const status = Number(head.slice(2, 5))
+  if (headEnd < END_OF_HEAD.length || !(status >= 100)) throw damaged()
   const lineEnd = head.indexOf('\r\n')
   return {
     fingerprint: head.slice(6, lineEnd),
-    status: Number(head.slice(2, 5)),
+    status,
     replayable: (flags & REPLAYABLE) !== 0,
     headers: headersOf(head, lineEnd + 2, headEnd - 2),
     body: small ? head.slice(headEnd) : bytes.subarray(bodyAt, end),
@@ -68,7 +69,8 @@ function headersOf (head: string, start: number, end: number): Outcome['headers'
   const headers: Outcome['headers'] = []
   for (let lineEnd; start < end; start = lineEnd + 2) {
     const colon = head.indexOf(':', start)
-    lineEnd = head.indexOf('\r\n', colon)
+    lineEnd = head.indexOf('\r\n', start)
+    if (colon === -1 || colon > lineEnd) throw damaged()
     const name = head.slice(start, colon)
     const value = head.slice(colon + 2, lineEnd)
     const last = headers.at(-1)
@@ -77,4 +79,8 @@ function headersOf (head: string, start: number, end: number): Outcome['headers'
     else last[1].push(value)
   }
   return headers
+}
+
+function damaged (): Error {
+  return new Error('The kept response is damaged. Remove the key, or let it expire.')
 }

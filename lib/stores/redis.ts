@@ -117,7 +117,8 @@ return {string.sub(record, 1, ${HEAD}), string.sub(record, ${HEAD + 1}), string.
 
 /**
  * Keeps everything in Redis (6.2 or later) or Valkey: one key per idempotency key, one
- * round trip per step. The client stays the caller's: it is never closed here.
+ * round trip per step. The client stays the caller's: it is never closed here. Tokens have
+ * 36 characters, as UUIDs have.
  */
 export class RedisStore implements Store {
   readonly #client: RedisClient
