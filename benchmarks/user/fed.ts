@@ -1,5 +1,6 @@
 /** A server that is fed from memory: `fed.js <app> <keys>` prints the CPU time of one request in µs, without a kernel and a client in it. */
 import { Duplex } from 'node:stream'
+import { executions } from '../apps/executions.ts'
 import { apps, type AppName } from '../apps/index.ts'
 import type { Keys } from '../cases.ts'
 import { freshNumber, KEY_TO_NUMBER, NUMBER, SAME_KEY } from '../keys.ts'
@@ -70,7 +71,7 @@ async function answer (count: number): Promise<void> {
       connection.push(nextRequest())
     }
     await new Promise(resolve => setImmediate(resolve))
-  } while (connections.some(({ ready }) => !ready))
+  } while (left > 0 || connections.some(({ ready }) => !ready))
 }
 
 await answer(1)
@@ -82,6 +83,9 @@ for (let round = 0; round < ROUNDS; round++) {
   const { user, system } = process.cpuUsage(before)
   samples.push((user + system) / REQUESTS)
 }
-if (refused > 0) throw new Error(`${name}: ${refused} requests were not answered with 201`)
+const expected = keys === 'same' && name !== 'bare' ? 1 : 1 + WARM_UP + ROUNDS * REQUESTS
+if (refused > 0 || executions() !== expected) {
+  throw new Error(`${name}: ${refused} requests were not answered with 201; the handler ran ${executions()} times instead of ${expected}`)
+}
 console.log(spread(samples).median)
 process.exit()
