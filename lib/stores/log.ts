@@ -18,15 +18,17 @@ interface Segment { bytes: Buffer, used: number, /** A reader has a part of it, 
 /** An ended key in its log; to be read at once, since its bytes may be written over. */
 export class Ended {
   readonly #segment: Segment
-  readonly #bytes: Buffer
   readonly #at: number
   readonly #ttl: number
 
   constructor (segment: Segment, at: number, ttl: number) {
     this.#segment = segment
-    this.#bytes = segment.bytes
     this.#at = at
     this.#ttl = ttl
+  }
+
+  get key (): string {
+    return this.#bytes.toString('utf8', this.#at + HEAD, this.#keyEnd)
   }
 
   get since (): number {
@@ -42,7 +44,7 @@ export class Ended {
   }
 
   get token (): string {
-    return this.#bytes.toString('utf8', keyEnd(this.#bytes, this.#at), this.#outcomeAt)
+    return this.#bytes.toString('utf8', this.#keyEnd, this.#outcomeAt)
   }
 
   /** A key without an outcome is free. */
@@ -60,8 +62,16 @@ export class Ended {
     return result
   }
 
+  get #bytes (): Buffer {
+    return this.#segment.bytes
+  }
+
+  get #keyEnd (): number {
+    return this.#at + HEAD + this.#bytes.readUInt16BE(this.#at + 20)
+  }
+
   get #outcomeAt (): number {
-    return keyEnd(this.#bytes, this.#at) + this.#bytes.readUInt16BE(this.#at + 22)
+    return this.#keyEnd + this.#bytes.readUInt16BE(this.#at + 22)
   }
 
   get #end (): number {
@@ -72,7 +82,7 @@ export class Ended {
 export class Log {
   /** Milliseconds that each key lives from its end on. */
   readonly ttl: number
-  readonly #index = new KeyIndex((position, key) => this.#isAt(position, key))
+  readonly #index = new KeyIndex((position, key) => this.#endedAt(position).key === key)
   readonly #segments: Segment[] = []
   /** One that was dropped: memory that has been touched is cheaper than new memory. */
   #spare: Segment | undefined
@@ -123,9 +133,7 @@ export class Log {
 
   find (key: string): Ended | undefined {
     const position = this.#index.find(indexHash(key), key)
-    if (position === -1) return undefined
-    const number = Math.floor(position / SEGMENT_BYTES)
-    return new Ended(this.#segment(number), position - number * SEGMENT_BYTES, this.ttl)
+    return position === -1 ? undefined : this.#endedAt(position)
   }
 
   /** Forgets a key. Its bytes are given back when it is the oldest. */
@@ -164,20 +172,10 @@ export class Log {
     return segment
   }
 
-  #segment (number: number): Segment {
-    return this.#segments[number - this.#dropped] as Segment
-  }
-
-  #isAt (position: number, key: string): boolean {
+  #endedAt (position: number): Ended {
     const number = Math.floor(position / SEGMENT_BYTES)
-    const { bytes } = this.#segment(number)
-    const at = position - number * SEGMENT_BYTES
-    return bytes.toString('utf8', at + HEAD, keyEnd(bytes, at)) === key
+    return new Ended(this.#segments[number - this.#dropped] as Segment, position - number * SEGMENT_BYTES, this.ttl)
   }
-}
-
-function keyEnd (bytes: Buffer, at: number): number {
-  return at + HEAD + bytes.readUInt16BE(at + 20)
 }
 
 /** A key's end is a hash already (fingerprint.ts); keys of another form may share it, at worst. */

@@ -1,7 +1,7 @@
 import { createHash } from 'node:crypto'
 import type { Claim, ClaimRequest, Entry, Outcome, Store } from '../store.ts'
 import { TurnCork, type Corkable } from './cork.ts'
-import { decodeOutcome, encodeOutcome, headOf } from './record.ts'
+import { decodeOutcome, recordOf } from './record.ts'
 
 /** The part of a client that is used: ioredis 5 and 6 (`Redis` or `Cluster`) and iovalkey fit. */
 export interface RedisClient {
@@ -152,9 +152,7 @@ export class RedisStore implements Store {
   }
 
   complete (key: string, token: string, outcome: Outcome, ttl: number): Promise<boolean> {
-    // A client sends strings at half the price of bytes.
-    const payload = typeof outcome.body === 'string' ? headOf(outcome) + outcome.body : encodeOutcome(outcome)
-    return this.#run(END, key, [token, ttl, payload, 1], reply => this.#accepted(reply, key, token, 'c'))
+    return this.#run(END, key, [token, ttl, recordOf(outcome), 1], reply => this.#accepted(reply, key, token, 'c'))
   }
 
   release (key: string, token: string, ttl: number, executed: boolean): Promise<boolean> {
