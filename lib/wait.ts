@@ -1,4 +1,4 @@
-import { AsyncResource } from 'node:async_hooks'
+import { loggable, publish } from './events.ts'
 import { hasLeft, type Exchange } from './exchange.ts'
 import type { Store } from './store.ts'
 
@@ -16,17 +16,29 @@ export function waitForHolder (store: Store, exchange: Exchange, wait: number, n
   if (exchange.turns++ === 0) exchange.waitUntil = now + wait
   const left = exchange.waitUntil - now
   if (left <= 0) return next(true)
-  // Woken from the request of the holder: what follows belongs to this one.
-  const context = new AsyncResource('fastify-idempotency')
-  const wake = (): void => {
+  let wake!: () => void
+  // Woken from the request of the holder; a promise goes on in the asynchronous context of who waits.
+  new Promise<void>(resolve => { wake = resolve }).then(() => {
     clearTimeout(timer)
     unwatch?.()
-    if (!exchange.reply.sent && !hasLeft(exchange)) context.runInAsyncScope(next, undefined, false)
-  }
-  const unwatch = store.watch?.(exchange.storeKey, wake)
+    if (!exchange.reply.sent && !hasLeft(exchange)) next(false)
+  })
+  const unwatch = watch(store, exchange, wake)
   // A holder that has died wakes nobody; its lease passes.
   const turn = unwatch === undefined ? pollDelay(exchange.turns, Math.random()) : exchange.route.lease
   const timer = setTimeout(wake, Math.min(left, turn)).unref()
+}
+
+/** What stops the watching; `undefined` where the store cannot tell. */
+function watch (store: Store, exchange: Exchange, wake: () => void): (() => void) | undefined {
+  const { request, storeKey, turns } = exchange
+  try {
+    return store.watch?.(storeKey, wake)
+  } catch (error) {
+    if (turns > 1) return undefined
+    request.log.error({ err: loggable(error) }, 'idempotency: the key could not be watched; the store is asked again and again')
+    publish('store-error', request, exchange, { error })
+  }
 }
 
 /** Milliseconds until turn `turn` (from 1), half to one and a half times the nominal value as `random` says. */

@@ -51,6 +51,36 @@ t.test('G10: a synchronous store that throws is a 503 as well', async t => {
   t.equal((await post('k', '{}')).status, 503)
 })
 
+t.test('G10: a store whose watch fails is polled by those who wait', async t => {
+  const [entered, finish, asked] = [gate(), gate(), gate()]
+  const errors = listen(t, 'store-error')
+  const memory = new MemoryStore()
+  const store = Object.assign(memory, {
+    claim: async (...args: Parameters<MemoryStore['claim']>) => MemoryStore.prototype.claim.apply(memory, args),
+    watch: () => {
+      asked.open()
+      throw new Error('not connected')
+    }
+  })
+  const { post } = await start(t, 'memory', {
+    options: { store, inFlight: { wait: 60_000 } },
+    routes: app => app.post('/', async () => {
+      entered.open()
+      await finish.promise
+      return 'ok'
+    })
+  })
+  const first = post('k', '{}')
+  await entered.promise
+  const waiter = post('k', '{}')
+  await asked.promise
+  finish.open()
+  await first
+  const { status, text, headers } = await waiter
+  t.same([status, text, headers['idempotent-replayed']], [200, 'ok', 'true'])
+  t.match(String(errors[0]?.error), /not connected/)
+})
+
 t.test('G10: a store that grants a key and then refuses its token does not hang a reply', async t => {
   const events = listen(t, 'store-error')
   const store = Object.assign(new MemoryStore(), { complete: () => false })
