@@ -135,11 +135,12 @@ export function attachToInstance (core: Core, instance: FastifyInstance): void {
   watchTracedHandlers(core, instance)
 }
 
-/** Handlers of routes declared earlier cannot be wrapped; Fastify's tracing channels tell their start and end. */
+/** Handlers of routes declared earlier cannot be wrapped; Fastify's tracing channels tell their start, and their end unless they hijack. */
 function watchTracedHandlers (core: Core, instance: FastifyInstance): void {
   const exchangeOf = (message: unknown): Exchange | undefined => {
     const { idempotency } = (message as { request: FastifyRequest }).request
-    return idempotency instanceof Exchange && idempotency.unseen && idempotency.holding ? idempotency : undefined
+    // The channels are the process's: another instance's handlers are told as well.
+    return idempotency instanceof Exchange && idempotency.owner === core && idempotency.unseen && idempotency.holding ? idempotency : undefined
   }
   const started = (message: unknown): void => {
     const exchange = exchangeOf(message)
@@ -165,7 +166,7 @@ function watchTracedHandlers (core: Core, instance: FastifyInstance): void {
 function begin (core: Core, request: FastifyRequest, reply: FastifyReply, route: RouteConfig, stream: Readable, unseen: boolean): Exchange | undefined {
   if (route.key === undefined && request.headers[core.config.header] === undefined) return undefined
   const body = new RequestBody(request, stream, route.fingerprint !== undefined)
-  const exchange = new Exchange(request, reply, route, body, unseen)
+  const exchange = new Exchange(core, request, reply, route, body, unseen)
   request.idempotency = exchange
   return exchange
 }

@@ -1,6 +1,7 @@
 import { createHash, hash, randomUUID, type Hash } from 'node:crypto'
 import type { Readable } from 'node:stream'
 import type { FastifyRequest } from 'fastify'
+import { flow } from './flow.ts'
 import { MultipartHash, multipartOf } from './multipart.ts'
 
 /** Encodings, beside UTF-8, whose text tells every byte; `null`: a stream of texts, which are the body themselves. */
@@ -17,6 +18,8 @@ export class RequestBody {
   whole: boolean
   /** Bytes that have arrived. */
   length = 0
+  /** More than the route's `bodyLimit` with `collect`: the bytes are not there. */
+  tooLarge = false
   readonly #stream: Readable
   readonly #request: FastifyRequest
   readonly #collect: boolean
@@ -29,7 +32,8 @@ export class RequestBody {
   #type = ''
   #ambiguous = false
   #cut = false
-  #waiting: ((error?: Error) => void) | undefined
+  #comparing = false
+  #waiting: Array<(error?: Error) => void> | undefined
   #stopWatching: (() => void) | undefined
 
   /** `collect`: keep the bytes, for `bytes()`; otherwise only their digest. */
@@ -70,33 +74,36 @@ export class RequestBody {
     }
     const tail = Buffer.alloc(4)
     tail.writeUInt32BE(Buffer.byteLength(suffix))
-    return (this.#hash ?? createHash('sha256').update(first as Buffer)).update(suffix).update(tail).digest('base64url')
+    return (this.#hash ?? createHash('sha256').update(first ?? '')).update(suffix).update(tail).digest('base64url')
   }
 
-  /** The body; only once it is whole, and only with `collect`. */
+  /** The body; only once it is whole, with `collect`, and not `tooLarge`. */
   bytes (): Buffer {
     return Buffer.concat(this.#chunks)
   }
 
   /**
    * Reads what nobody else will read, and calls back when the body is whole or was cut off.
-   * `answered`: the response is over; Node.js no longer tells a request that its client has left.
+   * `compare`: nobody else may have it. `keep`: a handler may still read it. `answered`: the
+   * same, but the response is over, and Node.js no longer tells a request that its client has left.
    */
-  drain (answered: boolean, done: (error?: Error) => void): void {
+  drain (purpose: 'compare' | 'keep' | 'answered', done: (error?: Error) => void): void {
     if (this.whole) return done()
     const stream = this.#stream
     if (stream.destroyed || this.#cut) return done(cutOff())
     // Events of a stream come in an asynchronous context of their own; a promise goes on in that of who waits.
-    new Promise<Error | undefined>(resolve => { this.#waiting = resolve }).then(done)
+    new Promise<Error | undefined>(resolve => { (this.#waiting ??= []).push(resolve) }).then(done)
     const onClose = (): void => { if (!this.whole) this.#settle(cutOff()) }
     stream.on('close', onClose)
-    if (answered) {
+    if (purpose === 'answered') {
       const { socket } = this.#request.raw
       socket.once('close', onClose)
       this.#stopWatching = () => socket.off('close', onClose)
     }
     // Whoever has begun to read, and stopped, would hold the rest back.
-    stream.unpipe()
+    this.#comparing = purpose === 'compare'
+    if (this.#comparing) stream.unpipe()
+    else if (stream.listenerCount('data') > 1) return flow(stream, () => this.#request.log.warn('idempotency: the reader of the request body has stopped; the rest of the body is only compared'))
     stream.resume()
   }
 
@@ -111,12 +118,24 @@ export class RequestBody {
     if (this.#multipart !== undefined) return this.#multipart.update(bytes)
     // One chunk, the usual case, is cheaper to hash in one shot at the end.
     const [first] = this.#chunks
-    if (first === undefined || this.#collect) {
+    if (this.#collect) {
+      this.#collectUpTo(this.#request.routeOptions.bodyLimit ?? Infinity, bytes)
+    } else if (first === undefined) {
       this.#chunks.push(bytes)
     } else {
       this.#hash ??= createHash('sha256').update(first)
       this.#hash.update(bytes)
     }
+  }
+
+  #collectUpTo (limit: number, bytes: Buffer): void {
+    if (this.length <= limit) {
+      this.#chunks.push(bytes)
+      return
+    }
+    this.tooLarge = true
+    this.#chunks.length = 0
+    if (this.#comparing) this.#settle(tooLarge())
   }
 
   /** A parser has set an encoding. Where its text may stand for several bodies, none is the same as this one. */
@@ -144,13 +163,18 @@ export class RequestBody {
     if (waiting === undefined) return
     this.#waiting = undefined
     this.#stopWatching?.()
-    waiting(error)
+    for (const resolve of waiting) resolve(error)
   }
 }
 
 /** Answers a request whose client is gone, as Fastify's own parser does. */
 export function cutOff (): Error {
   return Object.assign(new Error('The request body was cut off'), { statusCode: 400 })
+}
+
+/** As Fastify's parsers answer it. */
+function tooLarge (): Error {
+  return Object.assign(new Error('Request body is too large'), { statusCode: 413, code: 'FST_ERR_CTP_BODY_TOO_LARGE' })
 }
 
 /** Whether a parser will read this request, or HTTP says that there is something to read. */

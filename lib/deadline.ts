@@ -18,12 +18,19 @@ const MAX_LATE = 1_000
 /**
  * The way to the store, which bounds time and number: every operation is given `ms`. While
  * a thousand are out past their time, further ones fail without being sent: a client that
- * queues commands while the store is away must not queue without end.
+ * queues commands while the store is away must not queue without end. One in `ms` is sent all
+ * the same; if it is answered in time, those that are out may have been lost, and count no more.
  */
 export function bounded (ms: number): Bounded {
   let late = 0
+  let lateAt = 0
   return (operation, done, onLate) => {
-    if (late >= MAX_LATE) return done(new Error(`The store has left ${late} operations unanswered; no more are sent until it answers`))
+    const isProbe = late >= MAX_LATE
+    if (isProbe) {
+      const now = performance.now()
+      if (now - lateAt < ms) return done(new Error(`The store has left ${late} operations unanswered; no more are sent until it answers`))
+      lateAt = now
+    }
     let pending
     try {
       pending = operation()
@@ -36,6 +43,7 @@ export function bounded (ms: number): Bounded {
       if (state === 'settled') return
       state = 'late'
       late++
+      lateAt = performance.now()
       done(new StoreTimeout(`The store did not answer within ${ms} ms`))
     }
     // A process that was frozen runs its timers first: what has arrived meanwhile must still be read.
@@ -44,8 +52,11 @@ export function bounded (ms: number): Bounded {
       clearTimeout(timer)
       const wasLate = state === 'late'
       state = 'settled'
-      if (!wasLate) return done(error, value)
-      late--
+      if (!wasLate) {
+        if (isProbe) late = 0
+        return done(error, value)
+      }
+      late = Math.max(0, late - 1)
       onLate?.(error, value)
     }
     pending.then(value => settle(null, value), (error: unknown) => settle(error))

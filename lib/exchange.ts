@@ -33,6 +33,10 @@ export class Exchange implements RequestIdempotency {
   readonly body: RequestBody
   /** Found by the instance's hooks rather than its route's own, see attach.ts. */
   readonly unseen: boolean
+  /** Of the request as the key was taken; a handler may rewrite it. */
+  readonly url: string
+  /** The instance of the plugin that it belongs to. */
+  readonly owner: object
   readonly token = randomUUID()
   storeKey = ''
   next: Exchange | undefined
@@ -57,6 +61,8 @@ export class Exchange implements RequestIdempotency {
   /** The parser gave up before the body's end, whatever arrives later. */
   refusedBody = false
   handler: 'none' | 'running' | 'ended' = 'none'
+  /** A promise will tell the handler's end. */
+  promised = false
   /** The handler gave its reply to somebody who calls `reply.send` later. */
   delegated = false
   sendCalled = false
@@ -69,6 +75,8 @@ export class Exchange implements RequestIdempotency {
   final = false
   /** The headers of the reply that is on its way. */
   leaving: Record<string, unknown> | undefined
+  /** How that reply stood when it began to wait in our onSend. */
+  waiting: { status: number, headers: Record<string, unknown> } | undefined
   /** Another reply came meanwhile. */
   dropped = false
   /** A reply is in onSend, or is being streamed: its end decides. */
@@ -95,8 +103,10 @@ export class Exchange implements RequestIdempotency {
   #fingerprint = ''
   #abort: AbortController | undefined
 
-  constructor (request: FastifyRequest, reply: FastifyReply, route: RouteConfig, body: RequestBody, unseen: boolean) {
+  constructor (owner: object, request: FastifyRequest, reply: FastifyReply, route: RouteConfig, body: RequestBody, unseen: boolean) {
+    this.owner = owner
     this.request = request
+    this.url = request.url
     this.reply = reply
     this.route = route
     this.body = body
@@ -128,10 +138,10 @@ export class Exchange implements RequestIdempotency {
     if (this.#fingerprint === '') {
       const { request, route, body } = this
       if (route.fingerprint === undefined) {
-        this.#fingerprint = fingerprintOf(this.key, request.method, request.url, salt => body.digest(salt))
+        this.#fingerprint = fingerprintOf(this.key, request.method, this.url, salt => body.digest(salt))
       } else {
         // The route still counts: the same narrow fingerprint on two routes is two requests.
-        const narrowed = route.fingerprint(request, body.bytes())
+        const narrowed = body.tooLarge ? randomUUID() : route.fingerprint(request, body.bytes())
         this.#fingerprint = fingerprintOf(this.key, request.method, String(request.routeOptions.url), salt => digestOf(narrowed, salt))
       }
     }

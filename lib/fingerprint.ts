@@ -7,8 +7,12 @@ const DIGEST = 32
 /**
  * Names a key in the store. Only this hash is stored: neither the scope (a credential,
  * often) nor the key can be read from it. The length keeps scope and key apart.
+ * @throws {TypeError} when the scope is of another type, which might stand for several callers.
  */
 export function storeKey (prefix: string, scope: string | undefined, key: string): string {
+  if (scope !== undefined && typeof scope !== 'string') {
+    throw new TypeError(`fastify-idempotency: a scope must be a string, or undefined for the anonymous one, got ${scope === null ? 'null' : typeof scope}; write String(…) around an id`)
+  }
   return prefix + hash('sha256', scope === undefined ? `-:${key}` : `${scope.length}:${scope}${key}`, 'base64url')
 }
 
@@ -24,8 +28,11 @@ export function fingerprintOf (key: string, method: string, target: string, dige
   return `${digest(`${key.length}:${key}${method} ${target}`).slice(0, DIGEST)}.${method}.${hashOf(target, hashOf(key)) & 0xfffff}`
 }
 
-/** The digest of what a route's own function has made of a request. */
+/** The digest of what a route's own function has made of a request. @throws {TypeError} when that is of another type. */
 export function digestOf (narrowed: string | Buffer, salt: string): string {
+  if (typeof narrowed !== 'string' && !Buffer.isBuffer(narrowed)) {
+    throw new TypeError(`fastify-idempotency: option "fingerprint" must return a string or a Buffer, got ${narrowed === null ? 'null' : typeof narrowed}`)
+  }
   const kind = typeof narrowed === 'string' ? `s${narrowed}` : `b${narrowed.toString('base64')}`
   return hash('sha256', `${salt.length}:${salt}${kind}`, 'base64url')
 }

@@ -36,7 +36,7 @@ export function watchedMethods (core: () => Core): Pick<FastifyReply, 'send' | '
     send (this: FastifyReply, payload?: unknown) {
       const exchange = this.request.idempotency as Exchange
       if (isTimeout(payload)) {
-        exchange.timedOut = true
+        noteTimeout(exchange)
       } else if (!exchange.timedOut) {
         exchange.sendCalled = true
       } else if (this.sent && exchange.handler === 'running') {
@@ -56,6 +56,7 @@ export function watchedMethods (core: () => Core): Pick<FastifyReply, 'send' | '
 }
 
 export function watchPromise (core: Core, exchange: Exchange, result: PromiseLike<unknown>): void {
+  exchange.promised = true
   result.then(value => handlerEnded(core, exchange, value), () => handlerFailed(core, exchange))
 }
 
@@ -67,10 +68,15 @@ export function noteError (core: Core, exchange: Exchange, error: unknown): void
     exchange.replayed = false
     return withdraw(reply, replay, core.config.replayedHeaderName)
   }
-  if (isTimeout(error)) exchange.timedOut = true
+  if (isTimeout(error)) noteTimeout(exchange)
   else if (handler === 'none' && !body.whole) exchange.refusedBody = true
   // No hook of ours stands between the parser and the hooks of a route declared earlier.
   else if (unseen && body.present) exchange.letThrough = true
+}
+
+/** A reply that is on its way already is not overtaken. */
+function noteTimeout (exchange: Exchange): void {
+  if (!exchange.passing) exchange.timedOut = true
 }
 
 function isTimeout (error: unknown): boolean {

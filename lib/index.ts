@@ -10,6 +10,7 @@ import { Leases } from './leases.ts'
 import { createOperator, type Operator } from './operator.ts'
 import { parseOptions, type Config, type FastifyIdempotencyOptions, type IdempotencyRouteOptions } from './options.ts'
 import { Order } from './order.ts'
+import { settleOver } from './settle.ts'
 import type { Store } from './store.ts'
 import { MemoryStore } from './stores/memory.ts'
 import { RedisStore, wrongClient, type RedisClient } from './stores/redis.ts'
@@ -34,7 +35,7 @@ async function plugin (instance: FastifyInstance, options: FastifyIdempotencyOpt
   const fellBack = config.store === undefined && config.redis === undefined && redisOf(instance) === undefined
   const store = chooseStore(instance, config)
   const way = bounded(config.storeTimeout)
-  const keeping = { store, bounded: way, leases: new Leases(store, way) }
+  const keeping = { store, bounded: way, leases: new Leases(store, way, exchange => settleOver(core, exchange)) }
   const compressed = instance.hasPlugin('@fastify/compress')
   const order = new Order(instance)
   const core: Core = { ...keeping, config, backlog: new Backlog(keeping), watched: watchedMethods(() => core), compressed, order }

@@ -30,15 +30,19 @@ export function keep (core: Core, exchange: Exchange, payload: unknown, done: Do
     case 'free': return free(core, exchange, body, done)
     case 'keep': return keepBody(core, exchange, body, done)
     case 'wait':
-      // The stream may be the request's own body, read by the response.
       if (isStream(body)) return keepBody(core, exchange, body, done)
       exchange.sending = true
-      exchange.body.drain(false, error => error === undefined ? keepBody(core, exchange, body, done) : free(core, exchange, body, done))
+      exchange.body.drain('keep', error => {
+        undoDropped(exchange)
+        if (error === undefined) keepBody(core, exchange, body, done)
+        else free(core, exchange, body, done)
+      })
   }
 }
 
 function free (core: Core, exchange: Exchange, body: unknown, done: Done): void {
-  exchange.body.discard()
+  // The stream may be the request's own body, read by the response.
+  if (!isStream(body)) exchange.body.discard()
   settleReply(core, exchange, undefined, body, done)
 }
 
@@ -85,7 +89,7 @@ function keepStream (core: Core, exchange: Exchange, outcome: Outcome, source: B
       resolve(settled === undefined)
     })
   })
-  const whole = (): Promise<boolean> => new Promise(resolve => exchange.body.drain(false, error => resolve(error === undefined)))
+  const whole = (): Promise<boolean> => new Promise(resolve => exchange.body.drain('keep', error => resolve(error === undefined)))
   done(null, tee(source, exchange.route.maxResponseBytes,
     async body => {
       if (!await whole()) return await end(undefined)
@@ -122,23 +126,35 @@ export function onSend (core: Core, unseen: boolean, isFinal: () => boolean): on
     exchange.passing = true
     exchange.final = isFinal()
     exchange.leaving = undefined
-    let waited: { status: number, headers: Record<string, unknown> } | undefined
-    keep(core, exchange, payload, (error, kept) => {
+    exchange.waiting = undefined
+    const leave: Done = (error, kept) => {
       exchange.passing = false
-      if (waited === undefined) return done(error as null, kept)
-      if (exchange.dropped) {
-        // The dropped reply has set a status and headers of its own.
-        resetHeaders(reply, waited.headers)
-        reply.code(waited.status)
-      }
+      if (exchange.waiting === undefined) return done(error as null, kept)
+      undoDropped(exchange)
       try {
         done(error as null, kept)
       } catch (thrown) {
         sendFailed(request, reply, thrown)
       }
-    })
-    if (exchange.passing) waited = { status: reply.statusCode, headers: exchange.leaving ?? reply.getHeaders() }
+    }
+    try {
+      keep(core, exchange, payload, leave)
+    } catch (error) {
+      // A function among the options has failed, or it is a Response that cannot be sent; unless Fastify has thrown from `done`.
+      if (!exchange.passing) throw error
+      leave(error as Error)
+    }
+    if (exchange.passing) exchange.waiting = { status: reply.statusCode, headers: exchange.leaving ?? reply.getHeaders() }
   }
+}
+
+/** A reply that was dropped has set a status and headers of its own. */
+function undoDropped (exchange: Exchange): void {
+  const { dropped, reply, waiting } = exchange
+  if (!dropped || waiting === undefined) return
+  exchange.dropped = false
+  resetHeaders(reply, waiting.headers)
+  reply.code(waiting.status)
 }
 
 /** Fastify throws from `done` what writeHead refuses; after a wait for the store nobody else would catch it. */

@@ -1,6 +1,6 @@
 import type { Bounded } from './deadline.ts'
 import { loggable, publish } from './events.ts'
-import { isOverdue, knownFingerprint, type Exchange } from './exchange.ts'
+import { hasLeft, isOverdue, knownFingerprint, type Exchange } from './exchange.ts'
 import { KeyTable } from './key-table.ts'
 import type { Store } from './store.ts'
 
@@ -15,15 +15,18 @@ const TELL_MS = 500
 export class Leases {
   readonly #store: Store
   readonly #bounded: Bounded
+  readonly #over: (exchange: Exchange) => void
   readonly #held = new KeyTable<Exchange>()
   readonly #idle: Array<() => void> = []
   #timer: NodeJS.Timeout | undefined
   #period = Infinity
   #count = 0
 
-  constructor (store: Store, bounded: Bounded) {
+  /** `over` is told, again and again, of keys whose response is over. */
+  constructor (store: Store, bounded: Bounded, over: (exchange: Exchange) => void) {
     this.#store = store
     this.#bounded = bounded
+    this.#over = over
   }
 
   add (exchange: Exchange): void {
@@ -77,7 +80,9 @@ export class Leases {
     this.#held.forEach(exchange => { held.push(exchange) })
     // The one that was taken first is renewed first.
     for (const exchange of held.sort((a, b) => a.order - b.order)) {
-      const { route: { lease }, body, told, renewedAt } = exchange
+      if (hasLeft(exchange)) this.#over(exchange)
+      const { holding, route: { lease }, body, told, renewedAt } = exchange
+      if (!holding) continue
       if (isOverdue(exchange, now)) loseLease(exchange)
       if (now - renewedAt >= Math.min(lease / 3, !told && body.whole ? TELL_MS : Infinity)) this.#renewHeld(exchange, now)
     }

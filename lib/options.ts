@@ -1,3 +1,4 @@
+import { inspect } from 'node:util'
 import type { FastifyRequest } from 'fastify'
 import type { ErrorForm } from './errors.ts'
 import { PROFILES, type Profile } from './profile.ts'
@@ -217,7 +218,7 @@ function check<T extends object> (options: T, rules: Record<string, Rule>, where
 
 function show (value: unknown): string {
   if (isFunction(value)) return 'a function'
-  return typeof value === 'object' ? JSON.stringify(value) : typeof value === 'string' ? `'${value}'` : String(value)
+  return inspect(value, { depth: 1, breakLength: Infinity })
 }
 
 function credential ({ headers }: FastifyRequest): string | undefined {

@@ -15,6 +15,9 @@ import { waitForHolder } from './wait.ts'
 
 type Done = (error?: Error) => void
 
+/** Of claims that were granted too late to count. */
+const MAX_ROUNDS = 3
+
 /** Key, scope, claim: takes the key for this request, or learns who has it. */
 export function take (core: Core, exchange: Exchange, done: Done): void {
   const { request, route } = exchange
@@ -50,7 +53,11 @@ function withKey (core: Core, exchange: Exchange, key: string | undefined, done:
 }
 
 function withScope (core: Core, exchange: Exchange, scope: string | undefined, done: Done): void {
-  exchange.storeKey = storeKey(core.config.prefix, scope, exchange.key)
+  try {
+    exchange.storeKey = storeKey(core.config.prefix, scope, exchange.key)
+  } catch (error) {
+    return done(error as Error)
+  }
   claim(core, exchange, done)
 }
 
@@ -69,7 +76,7 @@ function stop (core: Core, exchange: Exchange, error: IdempotencyError, done: Do
 }
 
 /** Asks the store for the key. */
-function claim (core: Core, exchange: Exchange, done: Done): void {
+function claim (core: Core, exchange: Exchange, done: Done, rounds = 1): void {
   const { route, storeKey, token } = exchange
   const request = { token, lease: route.lease, ttl: route.ttl, takeover: route.abandoned === 'retry' }
   const sent = performance.now()
@@ -81,7 +88,11 @@ function claim (core: Core, exchange: Exchange, done: Done): void {
     }
     const found = answered as Claim
     // Frozen since then: the key may have been taken over already. The token keeps it if not.
-    if (found.outcome === 'acquired' && performance.now() - sent >= route.lease) return claim(core, exchange, done)
+    if (found.outcome === 'acquired' && performance.now() - sent >= route.lease) {
+      if (rounds < MAX_ROUNDS) return claim(core, exchange, done, rounds + 1)
+      giveBack(core, exchange)
+      return storeFailed(core, exchange, new Error(`The store takes longer to answer than the lease of ${route.lease} ms lasts`), done)
+    }
     hold(core, exchange, found, sent)
     if (!exchange.holding || !hasLeft(exchange)) return done()
     // The client left, or was answered by a timeout, before anything ran: nobody will settle the key later.
@@ -135,7 +146,7 @@ export function act (core: Core, exchange: Exchange, done: Done): void {
   // A holder in this process has told nobody yet what it read.
   if (found.outcome === 'held' && found.fingerprint === '') found.fingerprint = core.leases.fingerprintOf(storeKey)
   if (!needsBody(found)) return give(judge(found, '', route.retryAfter))
-  body.drain(false, error => {
+  body.drain('compare', error => {
     if (error !== undefined) return done(error)
     try {
       give(judge(found, exchange.fingerprint, route.retryAfter))

@@ -1,7 +1,8 @@
 import { PassThrough, type Readable } from 'node:stream'
 import type { ReadableStream } from 'node:stream/web'
 
-export type ByteStream = Readable | ReadableStream<unknown>
+export type ByteStream = Readable | ReadableStream<unknown> | OldStream
+type OldStream = Pick<Readable, 'on' | 'pipe'>
 
 export function isStream (payload: unknown): payload is ByteStream {
   return typeof payload === 'object' && payload !== null && (typeof (payload as Readable).pipe === 'function' || typeof (payload as ReadableStream).getReader === 'function')
@@ -29,7 +30,7 @@ async function pump (source: ByteStream, copy: PassThrough, limit: number, keep:
   let chunks: Buffer[] = []
   let length = 0
   let last: Buffer | undefined
-  for await (const chunk of source as AsyncIterable<string | Uint8Array>) {
+  for await (const chunk of iterable(source)) {
     const bytes = typeof chunk === 'string' ? Buffer.from(chunk) : Buffer.from(chunk.buffer, chunk.byteOffset, chunk.byteLength)
     length += bytes.length
     if (length <= limit) chunks.push(bytes)
@@ -40,6 +41,14 @@ async function pump (source: ByteStream, copy: PassThrough, limit: number, keep:
   if (!await keep(length <= limit ? Buffer.concat(chunks) : undefined)) throw new Error('The lease was lost while the response was sent')
   if (last === undefined) copy.end()
   else copy.end(last)
+}
+
+/** Streams of old, which have `pipe` but cannot be iterated, are sent by Fastify as well. */
+function iterable (source: ByteStream): AsyncIterable<string | Uint8Array> {
+  if (Symbol.asyncIterator in source) return source as AsyncIterable<string | Uint8Array>
+  const through = new PassThrough()
+  source.on('error', error => through.destroy(error))
+  return source.pipe(through)
 }
 
 async function write (copy: PassThrough, bytes: Buffer): Promise<void> {

@@ -37,10 +37,14 @@ function mismatch (known: string, fingerprint: string): IdempotencyError {
  * `wait`: it depends on whether the rest of the body arrives.
  */
 export function settlement (exchange: Exchange, status: number): 'keep' | 'free' | 'leave' | 'wait' {
-  const { body, letThrough, refusedBody, handler, override, route, timedOut } = exchange
+  const { body, letThrough, refusedBody, handler, timedOut } = exchange
   if (timedOut) return 'leave'
-  const cacheable = override === undefined ? route.cacheable(status) : override === 'keep'
-  if (!cacheable || !letThrough || refusedBody) return 'free'
+  if (!isCacheable(exchange, status) || !letThrough || refusedBody) return 'free'
   if (body.whole) return 'keep'
   return handler === 'none' ? 'free' : 'wait'
+}
+
+/** Whether a reply with this status is an outcome: the handler's word counts before the route's. */
+export function isCacheable ({ override, route }: Exchange, status: number): boolean {
+  return override === undefined ? route.cacheable(status) : override === 'keep'
 }

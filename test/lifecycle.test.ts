@@ -2,34 +2,23 @@ import { randomUUID } from 'node:crypto'
 import { once } from 'node:events'
 import * as http from 'node:http'
 import * as http2 from 'node:http2'
-import { connect as connectSocket, type AddressInfo, type Socket } from 'node:net'
+import type { AddressInfo, Socket } from 'node:net'
 import { PassThrough, Readable } from 'node:stream'
 import { createGunzip, gzipSync } from 'node:zlib'
 import multipart from '@fastify/multipart'
 import Fastify, { type preParsingHookHandler } from 'fastify'
 import t, { type Test } from 'tap'
 import idempotency, { type Store } from '../lib/index.ts'
-import { gate, headersOf, MODES, send, start, stopRedis, storeOptions, STORES, until, type TestApp } from './fixtures/app.ts'
+import { gate, headersOf, MODES, send, start, stopRedis, storeOptions, STORES, until } from './fixtures/app.ts'
+import { cutting, head, stateOf } from './fixtures/cut.ts'
 
 t.teardown(stopRedis)
-
-/** Starts a request by hand and gives its socket, to be cut. */
-async function cutting (port: number, text: string): Promise<Socket> {
-  const socket = connectSocket(port, '127.0.0.1')
-  await once(socket, 'connect')
-  socket.on('error', () => {})
-  socket.write(text)
-  return socket
-}
 
 const gunzipped: preParsingHookHandler = (_request, _reply, payload, done) => {
   const gunzip = Object.assign(createGunzip(), { receivedEncodedLength: 0 })
   payload.on('data', (chunk: Buffer) => { gunzip.receivedEncodedLength += chunk.length }).pipe(gunzip)
   done(null, gunzip)
 }
-
-const head = (path: string, key: string, more = ''): string => `POST ${path} HTTP/1.1\r\nHost: x\r\nIdempotency-Key: ${key}\r\n${more}\r\n`
-const stateOf = async ({ app }: TestApp, key: string): Promise<string | undefined> => (await app.idempotency.inspect({ key }))?.state
 
 for (const mode of MODES) {
   t.test(`G3: a response is kept before its last byte leaves (${mode})`, async t => {

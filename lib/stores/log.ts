@@ -82,6 +82,7 @@ export class Ended {
 export class Log {
   /** Milliseconds that each key lives from its end on. */
   readonly ttl: number
+  readonly #maxBytes: number
   readonly #index = new KeyIndex((position, key) => this.#endedAt(position).key === key)
   readonly #segments: Segment[] = []
   /** One that was dropped: memory that has been touched is cheaper than new memory. */
@@ -92,8 +93,10 @@ export class Log {
   #tail = 0
   #bytes = 0
 
-  constructor (ttl: number) {
+  /** What takes more than `maxBytes` is only known to be done. */
+  constructor (ttl: number, maxBytes: number) {
     this.ttl = ttl
+    this.#maxBytes = maxBytes
   }
 
   /** Bytes of all records from the oldest on, those that were deleted since included. */
@@ -115,6 +118,9 @@ export class Log {
     const texts = key + token + (outcome === undefined ? '' : headOf(outcome)) + (typeof body === 'string' ? body : '')
     const textsEnd = HEAD + Buffer.byteLength(texts)
     const length = textsEnd + (typeof body === 'object' ? body.length : 0)
+    if (outcome?.replayable === true && length + SLOT_BYTES > this.#maxBytes) {
+      return this.append(key, token, since, attempt, { ...outcome, replayable: false, headers: [], body: '' })
+    }
     const segment = this.#room(length)
     const { bytes, used } = segment
     const hash = indexHash(key)

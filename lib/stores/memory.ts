@@ -89,9 +89,7 @@ export class MemoryStore implements Store {
   }
 
   complete (key: string, token: string, outcome: Outcome, ttl: number): boolean {
-    // What can never fit is still known to be done.
-    const fits = Buffer.byteLength(outcome.body) < this.#maxBytes
-    return this.#end(key, token, ttl, fits ? outcome : { ...outcome, replayable: false, headers: [], body: '' }, true)
+    return this.#end(key, token, ttl, outcome, true)
   }
 
   release (key: string, token: string, ttl: number, executed: boolean): boolean {
@@ -150,7 +148,7 @@ export class MemoryStore implements Store {
 
   #logOf (ttl: number): Log {
     for (const log of this.#logs) if (log.ttl === ttl) return log
-    const log = new Log(ttl)
+    const log = new Log(ttl, this.#maxBytes)
     this.#logs.push(log)
     return log
   }

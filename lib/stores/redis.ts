@@ -8,11 +8,13 @@ export interface RedisClient {
   callBuffer (command: string, ...args: Argument[]): Promise<unknown>
   /** The socket, where the client has just one: the commands of one turn of the event loop are sent in one write. */
   stream?: unknown
-  /** For `minReplicas` only. */
+  /** For `minReplicas`, and where the client has `enableAutoPipelining`. */
   pipeline? (commands: Array<[name: string, ...args: Argument[]]>): { exec (): Promise<Array<[error: Error | null, result: unknown]> | null> }
+  options?: { enableAutoPipelining?: boolean | undefined }
 }
 
 type Argument = string | number | Buffer
+type Call = RedisClient['callBuffer']
 
 export interface RedisStoreOptions {
   /** Replicas that must have a write before it counts, by Redis' WAIT. Default 0: replication is not waited for. */
@@ -122,6 +124,7 @@ return {string.sub(record, 1, ${HEAD}), string.sub(record, ${HEAD + 1}), string.
  */
 export class RedisStore implements Store {
   readonly #client: RedisClient
+  readonly #call: Call
   readonly #minReplicas: number
   readonly #replicaTimeout: number
   readonly #cork = new TurnCork()
@@ -136,6 +139,7 @@ export class RedisStore implements Store {
       throw new TypeError('RedisStore: option "minReplicas" needs a client with the method "pipeline", such as ioredis')
     }
     this.#client = client
+    this.#call = callOf(client)
     this.#minReplicas = minReplicas
     this.#replicaTimeout = replicaTimeout
   }
@@ -174,15 +178,15 @@ export class RedisStore implements Store {
   }
 
   async remove (key: string): Promise<boolean> {
-    return await this.#client.callBuffer('DEL', key) === 1
+    return await this.#call('DEL', key) === 1
   }
 
   /** EVALSHA, and EVAL where the server does not know the script (first use, SCRIPT FLUSH, failover). */
   #run<T> ({ sha, source }: Script, key: string, args: Argument[], read: (reply: unknown) => T | Promise<T>): Promise<T> {
     this.#cork.cork(streamOf(this.#client))
-    return this.#client.callBuffer('EVALSHA', sha, 1, key, ...args).then(read, (error: unknown) => {
+    return this.#call('EVALSHA', sha, 1, key, ...args).then(read, (error: unknown) => {
       if (!String(error).includes('NOSCRIPT')) throw explain(error)
-      return this.#client.callBuffer('EVAL', source, 1, key, ...args).then(read, error => { throw explain(error) })
+      return this.#call('EVAL', source, 1, key, ...args).then(read, error => { throw explain(error) })
     })
   }
 
@@ -222,6 +226,17 @@ function claimOf (reply: Buffer): Claim {
     case LETTER.h: return { outcome: 'held', attempt, fingerprint: reply.toString('latin1', 5) }
     case LETTER.x: return { outcome: 'abandoned', attempt, fingerprint: reply.toString('latin1', 5) }
     default: return { outcome: 'acquired', attempt, takeover: reply[0] === LETTER.t }
+  }
+}
+
+/** ioredis loses the name of such a command where it makes pipelines by itself; in a pipeline of ours it does not. */
+function callOf (client: RedisClient): Call {
+  const { options, pipeline } = client
+  if (options?.enableAutoPipelining !== true || pipeline === undefined) return (...command) => client.callBuffer(...command)
+  return async (...command) => {
+    const [[error, result]] = await pipeline.call(client, [['callBuffer', ...command]]).exec() as [[Error | null, unknown]]
+    if (error !== null) throw error
+    return result
   }
 }
 
