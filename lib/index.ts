@@ -31,7 +31,7 @@ declare module 'fastify' {
 
 /** Registers the plugin. @throws {TypeError} naming a wrong or unknown option. */
 async function plugin (instance: FastifyInstance, options: FastifyIdempotencyOptions): Promise<void> {
-  const config = parseOptions(options)
+  const config = parseOptions(options, instance.supportedMethods)
   const fellBack = config.store === undefined && config.redis === undefined && redisOf(instance) === undefined
   const store = chooseStore(instance, config)
   const way = bounded(config.storeTimeout)

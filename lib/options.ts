@@ -1,4 +1,5 @@
-import { inspect } from 'node:util'
+import { METHODS } from 'node:http'
+import { inspect, types } from 'node:util'
 import type { FastifyRequest } from 'fastify'
 import type { ErrorForm } from './errors.ts'
 import { PROFILES, type Profile } from './profile.ts'
@@ -104,6 +105,8 @@ const isWhole = (value: unknown): boolean => Number.isSafeInteger(value) && (val
 const oneOf = (...names: string[]): Rule => ({ test: value => names.includes(value as string), want: `one of ${names.map(name => `'${name}'`).join(', ')}` })
 const isToken = (value: unknown): boolean => typeof value === 'string' && /^[!#$%&'*+.^_`|~0-9A-Za-z-]+$/.test(value) // RFC 9110, section 5.6.2
 const FUNCTION: Rule = { test: isFunction, want: 'a function' }
+const isSync = (value: unknown): boolean => isFunction(value) && !types.isAsyncFunction(value)
+const SYNC_FUNCTION: Rule = { test: isSync, want: 'a function that answers at once' }
 const BOOLEAN: Rule = { test: value => typeof value === 'boolean', want: 'true or false' }
 const FIELD_NAME: Rule = { test: isToken, want: 'the name of a header field' }
 const MAX_MS = 2 ** 43
@@ -116,7 +119,7 @@ const ROUTE_RULES: Record<keyof IdempotencyRouteOptions, Rule> = {
   maxKeyLength: { test: isWhole, want: 'a whole number of characters, at least 1' },
   required: BOOLEAN,
   scope: FUNCTION,
-  fingerprint: FUNCTION,
+  fingerprint: SYNC_FUNCTION,
   hook: oneOf(...STAGES),
   ttl: MS,
   lease: TIMER_MS,
@@ -126,11 +129,11 @@ const ROUTE_RULES: Record<keyof IdempotencyRouteOptions, Rule> = {
     want: "'reject' or { wait: a whole number of milliseconds, at least 1 }"
   },
   retryAfter: { test: isWhole, want: 'a whole number of seconds, at least 1' },
-  cacheable: FUNCTION,
+  cacheable: SYNC_FUNCTION,
   maxResponseBytes: { test: value => value === 0 || isWhole(value), want: 'a whole number of bytes, 0 or more' },
-  replayHeaders: FUNCTION,
+  replayHeaders: SYNC_FUNCTION,
   onStoreError: oneOf('reject', 'bypass'),
-  errors: { test: value => isFunction(value) || ERRORS.test(value), want: `${ERRORS.want}, or a function` }
+  errors: { test: value => isSync(value) || ERRORS.test(value), want: `${ERRORS.want}, or a function that answers at once` }
 }
 
 const RULES: Record<keyof FastifyIdempotencyOptions, Rule> = {
@@ -164,12 +167,16 @@ const ROUTE_DEFAULTS: Omit<RouteConfig, 'errors'> = {
   onStoreError: 'reject'
 }
 
-/** @throws {TypeError} naming the first option that is unknown or wrong. */
-export function parseOptions (options: FastifyIdempotencyOptions): Config {
+/** `supported`: the methods that the instance knows. @throws {TypeError} naming the first option that is unknown or wrong. */
+export function parseOptions (options: FastifyIdempotencyOptions, supported: readonly string[] = METHODS): Config {
   const given = check(options, RULES, 'fastify-idempotency: ')
   const { store, redis, minReplicas = 0, prefix = 'idempotency:', global = true, methods = ['POST', 'PATCH'], headerName = 'Idempotency-Key', replayedHeaderName = 'Idempotent-Replayed', storeTimeout = 1_000, docsUrl, profile = 'default', ...route } = given
   if (store !== undefined && redis !== undefined) {
     throw new TypeError('fastify-idempotency: options "store" and "redis" exclude each other; give the one that is to be used')
+  }
+  const unknown = methods.find(method => !supported.includes(method.toUpperCase()))
+  if (unknown !== undefined) {
+    throw new TypeError(`fastify-idempotency: option "methods" has '${unknown}', which this Fastify instance does not support; a method of your own needs addHttpMethod before the plugin is registered`)
   }
   if (store !== undefined && minReplicas > 0) {
     throw new TypeError('fastify-idempotency: option "minReplicas" belongs to the option "redis"; a store of your own sees to its replicas itself')
@@ -217,7 +224,7 @@ function check<T extends object> (options: T, rules: Record<string, Rule>, where
 }
 
 function show (value: unknown): string {
-  if (isFunction(value)) return 'a function'
+  if (isFunction(value)) return types.isAsyncFunction(value) ? 'an async function' : 'a function'
   return inspect(value, { depth: 1, breakLength: Infinity })
 }
 

@@ -80,13 +80,12 @@ function claim (core: Core, exchange: Exchange, done: Done, rounds = 1): void {
   const { route, storeKey, token } = exchange
   const request = { token, lease: route.lease, ttl: route.ttl, takeover: route.abandoned === 'retry' }
   const sent = performance.now()
-  core.bounded(() => core.store.claim(storeKey, request), (error, answered) => {
-    if (error !== null) {
+  core.bounded(() => core.store.claim(storeKey, request), (error, found) => {
+    if (found?.outcome === undefined) {
       // It may have been granted all the same: the answer alone was lost.
       if (!(error instanceof StoreTimeout)) giveBack(core, exchange)
-      return storeFailed(core, exchange, error, done)
+      return storeFailed(core, exchange, error ?? new TypeError('The store has answered a claim without an outcome'), done)
     }
-    const found = answered as Claim
     // Frozen since then: the key may have been taken over already. The token keeps it if not.
     if (found.outcome === 'acquired' && performance.now() - sent >= route.lease) {
       if (rounds < MAX_ROUNDS) return claim(core, exchange, done, rounds + 1)
@@ -139,12 +138,16 @@ function hold (core: Core, exchange: Exchange, claim: Claim, sent: number): void
   }
 }
 
-/** Run or replay: acts on what `take` has learned. */
-export function act (core: Core, exchange: Exchange, done: Done): void {
+/** Run or replay: acts on what `take` has learned. `waited`: the holder has been waited for long enough. */
+export function act (core: Core, exchange: Exchange, done: Done, waited = false): void {
   const { claim: found, route, body, storeKey } = exchange
   if (found === undefined || found.outcome === 'acquired') return done()
   // A holder in this process has told nobody yet what it read.
   if (found.outcome === 'held' && found.fingerprint === '') found.fingerprint = core.leases.fingerprintOf(storeKey)
+  const { inFlight } = route
+  const mayWait = found.outcome === 'held' && inFlight !== 'reject' && !waited
+  // A body that has been compared could not be parsed any more if the key came free.
+  if (mayWait && !body.whole) return wait(inFlight.wait)
   if (!needsBody(found)) return give(judge(found, '', route.retryAfter))
   body.drain('compare', error => {
     if (error !== undefined) return done(error)
@@ -157,9 +160,13 @@ export function act (core: Core, exchange: Exchange, done: Done): void {
   })
 
   function give (verdict: Verdict): void {
-    if (route.inFlight === 'reject' || !('refuse' in verdict) || verdict.refuse.code !== 'idempotency_in_progress') return answer(core, exchange, verdict, done)
-    waitForHolder(core.store, exchange, route.inFlight.wait, stillHeld => {
-      if (stillHeld) return answer(core, exchange, verdict, done)
+    if (mayWait && 'refuse' in verdict && verdict.refuse.code === 'idempotency_in_progress') wait(inFlight.wait)
+    else answer(core, exchange, verdict, done)
+  }
+
+  function wait (ms: number): void {
+    waitForHolder(core.store, exchange, ms, stillHeld => {
+      if (stillHeld) return act(core, exchange, done, true)
       claim(core, exchange, error => {
         if (error !== undefined) return done(error)
         act(core, exchange, done)

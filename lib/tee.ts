@@ -37,6 +37,8 @@ async function pump (source: ByteStream, copy: PassThrough, limit: number, keep:
     else chunks = []
     if (last !== undefined) await write(copy, last)
     last = bytes
+    // Nobody is there, and nothing is left to be kept: the source may be endless.
+    if (copy.destroyed && length > limit) break
   }
   if (!await keep(length <= limit ? Buffer.concat(chunks) : undefined)) throw new Error('The lease was lost while the response was sent')
   if (last === undefined) copy.end()

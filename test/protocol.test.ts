@@ -2,7 +2,7 @@ import { randomUUID } from 'node:crypto'
 import t from 'tap'
 import type { FastifyReply, FastifyRequest } from 'fastify'
 import type { IdempotencyError } from '../lib/index.ts'
-import { gate, headersOf, MODES, receive, redisClient, serversOf, start, stopRedis, STORES } from './fixtures/app.ts'
+import { gate, headersOf, MODES, receive, redisClient, serversOf, start, stopRedis, STORES, until } from './fixtures/app.ts'
 import * as http from 'node:http'
 import { once } from 'node:events'
 
@@ -338,6 +338,46 @@ for (const mode of STORES) {
     t.same(answers.map(({ replayed }) => replayed).sort(), [false, true])
     t.equal((await other).json().code, 'idempotency_key_mismatch')
     await brief
+  })
+
+  t.test(`inFlight wait: a duplicate runs once the key has come free, with its body (${mode})`, async t => {
+    let [runs, claims] = [0, 0]
+    let [entered, finish] = [gate(), gate()]
+    const hooks = (['onRequest', 'preParsing', 'preValidation', 'preHandler'] as const).filter(hook => hook !== 'preHandler' || !mode.endsWith('first'))
+    const { app, post } = await start(t, mode, {
+      options: { inFlight: { wait: 60_000 } },
+      before: app => { app.addContentTypeParser('text/stream', async (_request: FastifyRequest, payload: AsyncIterable<Buffer>) => { let text = ''; for await (const chunk of payload) text += String(chunk); return text }) },
+      routes: app => {
+        for (const hook of hooks) {
+          app.post(`/${hook}`, { config: { idempotency: { hook } } }, async (request, reply) => {
+            if (++runs === 1) {
+              entered.open()
+              await finish.promise
+              return await reply.code(503).send('busy')
+            }
+            return { attempt: request.idempotency?.attempt, body: request.body }
+          })
+        }
+      }
+    })
+    const { store } = app.idempotency
+    const claim = store.claim.bind(store)
+    store.claim = (...args) => { claims++; return claim(...args) }
+    for (const hook of hooks) {
+      for (const [type, body] of [['application/json', '{"a":1}'], ['text/stream', 'x'.repeat(200_000)]] as const) {
+        [runs, claims, entered, finish] = [0, 0, gate(), gate()]
+        const key = `${hook} ${type}`
+        const call = { path: `/${hook}`, headers: { 'content-type': type, 'idempotency-key': key } }
+        const first = post(key, body, call)
+        await entered.promise
+        const second = post(key, body, call)
+        await until(() => claims === 2, 'the second claim')
+        finish.open()
+        t.equal((await first).status, 503)
+        t.same((await second).json(), { attempt: 2, body: type === 'text/stream' ? body : { a: 1 } }, `${hook}, ${type}`)
+        t.equal((await post(key, body, call)).replayed, true)
+      }
+    }
   })
 
   t.test(`abandoned: a dead holder's key is taken over, or its outcome is said to be unknown (${mode})`, async t => {
