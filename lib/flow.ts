@@ -12,7 +12,8 @@ export function flow (stream: Readable, takenOff: () => void): void {
   let passed = 0
   let stalled: NodeJS.Timeout | undefined
   const resume = (): void => { stream.resume() }
-  stream.on('data', ({ length }: Buffer | string) => {
+  // Before a pipe's own listener, which may pause the stream.
+  stream.prependListener('data', ({ length }: Buffer | string) => {
     passed += length
     clearTimeout(stalled)
   })

@@ -1,8 +1,7 @@
 import { PassThrough, type Readable } from 'node:stream'
 import type { ReadableStream } from 'node:stream/web'
 
-export type ByteStream = Readable | ReadableStream<unknown> | OldStream
-type OldStream = Pick<Readable, 'on' | 'pipe'>
+export type ByteStream = Readable | ReadableStream<unknown>
 
 export function isStream (payload: unknown): payload is ByteStream {
   return typeof payload === 'object' && payload !== null && (typeof (payload as Readable).pipe === 'function' || typeof (payload as ReadableStream).getReader === 'function')
@@ -47,10 +46,9 @@ async function pump (source: ByteStream, copy: PassThrough, limit: number, keep:
 
 /** Streams of old, which have `pipe` but cannot be iterated, are sent by Fastify as well. */
 function iterable (source: ByteStream): AsyncIterable<string | Uint8Array> {
-  if (Symbol.asyncIterator in source) return source as AsyncIterable<string | Uint8Array>
+  if ((source as Partial<Readable>)[Symbol.asyncIterator] !== undefined) return source as AsyncIterable<string | Uint8Array>
   const through = new PassThrough()
-  source.on('error', error => through.destroy(error))
-  return source.pipe(through)
+  return (source as Readable).on('error', error => through.destroy(error)).pipe(through)
 }
 
 async function write (copy: PassThrough, bytes: Buffer): Promise<void> {

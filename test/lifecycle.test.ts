@@ -639,3 +639,36 @@ t.test('G8: a streamed response to an upload that is cut off meanwhile is not ke
   t.same([(await post('cut', 'half more', { headers })).text, runs], ['severalchunks', 2])
   t.equal((await post('cut', 'half more', { headers })).replayed, true)
 })
+
+for (const mode of MODES) {
+  t.test(`G6: a reply that cannot be judged or sent is an error, and the key is settled (${mode})`, async t => {
+    const served = await start(t, mode, {
+      routes: app => {
+        app.post('/response', async () => Response.error())
+        app.post('/cacheable', { config: { idempotency: { cacheable: () => { throw new Error('a fault in an option') } } } }, async () => 'ok')
+      }
+    })
+    t.equal((await served.post('response', '{}', { path: '/response' })).status, 500)
+    t.equal(await stateOf(served, 'response'), 'freed')
+    t.equal((await served.post('cacheable', '{}', { path: '/cacheable' })).status, 500)
+    await until(async () => await stateOf(served, 'cacheable') !== 'held', 'the end')
+    t.equal(await stateOf(served, 'cacheable'), 'completed', 'what has run does not run again')
+  })
+
+  t.test(`G6, G14: an endless response whose client has left ends at maxResponseBytes (${mode})`, async t => {
+    // In object mode chunks are not merged: the first leaves when the second has come.
+    const source = new PassThrough({ objectMode: true })
+    const served = await start(t, mode, {
+      options: { maxResponseBytes: 1_000 },
+      routes: app => app.post('/', async (_request, reply) => await reply.send(source))
+    })
+    const socket = await cutting(served.port, head('/', 'k'))
+    source.write('x'.repeat(600))
+    source.write('x'.repeat(600))
+    await once(socket, 'data')
+    socket.destroy()
+    await until(() => { if (!source.destroyed) source.write('x'); return source.destroyed }, 'the end of the source')
+    await until(async () => await stateOf(served, 'k') === 'completed', 'the key is done')
+    t.match((await served.post('k')).json(), { code: 'idempotency_response_unavailable' })
+  })
+}

@@ -1,6 +1,6 @@
 import { randomUUID } from 'node:crypto'
 import t from 'tap'
-import type { FastifyReply, FastifyRequest } from 'fastify'
+import type { FastifyReply, FastifyRequest, FastifyServerOptions } from 'fastify'
 import type { IdempotencyError } from '../lib/index.ts'
 import { gate, headersOf, MODES, receive, redisClient, serversOf, start, stopRedis, STORES, until } from './fixtures/app.ts'
 import * as http from 'node:http'
@@ -396,6 +396,43 @@ for (const mode of STORES) {
     t.same([unknown.status, unknown.json().code], [409, 'idempotency_outcome_unknown'])
   })
 }
+
+t.test('G11: a scope that is not a string is an error, not a scope that others share', async t => {
+  let runs = 0
+  const scopes: Record<string, () => unknown> = { '/null': async () => null, '/object': () => ({ id: 1 }), '/number': () => 12 }
+  const { app } = await start(t, 'memory', {
+    routes: app => { for (const [path, scope] of Object.entries(scopes)) app.post(path, { config: { idempotency: { scope: scope as () => string } } }, async () => ({ runs: ++runs })) }
+  })
+  for (const [path, what] of [['/null', 'null'], ['/object', 'object'], ['/number', 'number']] as const) {
+    const answer = await app.inject({ method: 'POST', url: path, headers: { 'idempotency-key': 'k' } })
+    t.equal(answer.statusCode, 500)
+    t.match(answer.json(), { message: new RegExp(`a scope must be a string, or undefined for the anonymous one, got ${what}`) })
+  }
+  t.equal(runs, 0)
+  await t.rejects(app.idempotency.inspect({ scope: 5 as unknown as string, key: 'k' }), /a scope must be a string/)
+})
+
+t.test('G8: a fingerprint of another type than a string or a Buffer is an error', async t => {
+  const { app } = await start(t, 'memory', {
+    routes: app => { for (const value of [5, null, {}]) app.post(`/${String(value)}`, { config: { idempotency: { fingerprint: () => value as unknown as string } } }, async () => 'ok') }
+  })
+  for (const [path, what] of [['/5', 'number'], ['/null', 'null'], ['/[object%20Object]', 'object']] as const) {
+    const answer = await app.inject({ method: 'POST', url: path, headers: { 'idempotency-key': 'k' } })
+    t.match([answer.statusCode, answer.json()], [500, { message: `fastify-idempotency: option "fingerprint" must return a string or a Buffer, got ${what}` }])
+  }
+})
+
+t.test('G8: the URL counts as the client sent it, whatever a handler makes of it, and however long it is', async t => {
+  const { app, post } = await start(t, 'memory', {
+    fastify: { http: { maxHeaderSize: 65_536 } } as FastifyServerOptions,
+    routes: app => app.post('/*', async request => { request.raw.url = '/rewritten'; return 'ok' })
+  })
+  for (const path of ['/short', `/long?q=${'x'.repeat(30_000)}`]) {
+    t.equal((await post(path.slice(0, 5), undefined, { path })).text, 'ok')
+    t.equal((await post(path.slice(0, 5), undefined, { path })).replayed, true)
+  }
+  t.equal((await app.idempotency.inspect({ key: '/shor' }))?.state, 'completed')
+})
 
 t.test('G11: no credential, key or body is readable in the store, and the fingerprint of one body differs from key to key', async t => {
   const client = await redisClient()

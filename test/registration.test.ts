@@ -315,3 +315,27 @@ t.test('G15: a route that takes no part gets no hook, and the arrays of the user
   t.equal((seen.get('PATCH /in')?.onSend as unknown[]).length, 1)
   await app.close()
 })
+
+t.test('G12: two instances of the plugin in one process, both registered without await, keep to their own requests', async t => {
+  const siblings = Fastify()
+  for (const path of ['/a', '/b']) {
+    siblings.register(async scope => {
+      scope.register(idempotency)
+      scope.post(path, async () => `${path} ${Math.random()}`)
+    })
+  }
+  const alone = Fastify()
+  alone.register(idempotency)
+  alone.post('/a', async () => Math.random().toString())
+  for (const app of [siblings, alone]) {
+    await app.ready()
+    t.teardown(async () => await app.close())
+  }
+  for (const [app, url] of [[siblings, '/a'], [siblings, '/b'], [alone, '/a']] as const) {
+    const post = async () => await app.inject({ method: 'POST', url, headers: { 'idempotency-key': 'k' } })
+    const first = await post()
+    t.equal(first.statusCode, 200)
+    const retry = await post()
+    t.same([retry.payload, retry.headers['idempotent-replayed']], [first.payload, 'true'])
+  }
+})

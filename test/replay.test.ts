@@ -1,5 +1,5 @@
 import { ReadableStream } from 'node:stream/web'
-import { Readable } from 'node:stream'
+import { Readable, Stream } from 'node:stream'
 import * as diagnostics from 'node:diagnostics_channel'
 import { gunzipSync } from 'node:zlib'
 import compress from '@fastify/compress'
@@ -28,6 +28,12 @@ for (const mode of MODES) {
       number: reply => reply.send(5),
       null: reply => reply.send(null),
       buffer: () => bytes,
+      'stream of readable-stream 2': () => Object.assign(Readable.from(['old ', 'stream']), { [Symbol.asyncIterator]: undefined }),
+      'stream of Node.js 0.8': reply => {
+        const old = Object.assign(new Stream(), { readable: true, pause () {}, resume () {}, destroy () {} })
+        setImmediate(() => { for (const [event, chunk] of [['data', 'old '], ['data', 'stream'], ['end'], ['close']] as const) old.emit(event, chunk) })
+        return reply.send(old)
+      },
       typed: () => new Uint16Array([1, 2, 65_535]),
       view: () => new DataView(new ArrayBuffer(3)),
       'empty string': reply => reply.send(''),

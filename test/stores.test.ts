@@ -95,6 +95,19 @@ t.test('G14: MemoryStore drops the oldest first whatever their ttl, and finds al
   t.ok(store.bytes <= 1_000_000)
 })
 
+t.test('G1, G14: MemoryStore counts all of a response against its maxBytes, and drops nothing for one that cannot fit', t => {
+  const store = new MemoryStore({ maxBytes: 5_000 })
+  store.claim('small', claim)
+  store.complete('small', token, { ...outcome, body: 'small' }, 60_000)
+  for (const [key, more] of [['body', { body: 'x'.repeat(4_950) }], ['headers', { headers: [['x-long', 'x'.repeat(6_000)]] }]] as const) {
+    store.claim(key, claim)
+    t.equal(store.complete(key, token, { ...outcome, ...more } as Outcome, 60_000), true)
+    t.match(store.read(key), { state: 'completed', result: { status: 200, replayable: false } }, key)
+  }
+  t.match(store.read('small'), { state: 'completed', result: { body: 'small' } })
+  t.end()
+})
+
 t.test('G1, G14: MemoryStore knows that a response was sent which is larger than its maxBytes', async t => {
   const store = new MemoryStore({ maxBytes: 5_000 })
   store.claim('k', claim)
