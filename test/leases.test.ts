@@ -193,19 +193,32 @@ t.test('G4: a response that waits to be kept is forgotten when its reply turns i
   t.equal(store.calls.filter(call => call === 'complete').length, 1)
 })
 
-t.test('inFlight wait: once the original\'s body is known, another body is told at once, and the same one waits', async t => {
+t.test('inFlight wait: another body is told once it has been read, the same one waits', async t => {
   const finish = gate()
   const store = faulty({})
-  const { post } = await start(t, 'memory', { options: { store, lease: 60, inFlight: { wait: 60_000 } }, routes: app => app.post('/', async () => { await finish.promise; return 'ok' }) })
-  const first = post('k', '{"a":1}')
-  await until(() => store.calls.includes('renew'), 'a renewal')
-  const same = post('k', '{"a":1}')
-  t.equal((await post('k', '{"a":2}')).json().code, 'idempotency_key_mismatch')
+  const { post } = await start(t, 'memory', {
+    options: { store, lease: 60, inFlight: { wait: 60_000 } },
+    routes: app => {
+      const handler = async (): Promise<string> => { await finish.promise; return 'ok' }
+      app.post('/parsed', { config: { idempotency: { hook: 'preHandler' } } }, handler)
+      app.post('/unread', handler)
+      app.post('/brief', { config: { idempotency: { inFlight: { wait: 30 } } } }, handler)
+    }
+  })
+  const paths = ['/parsed', '/unread', '/brief']
+  const send = async (path: string, body: string) => await post(path, body, { path })
+  const firsts = paths.map(async path => await send(path, '{"a":1}'))
+  await until(() => store.calls.filter(call => call === 'renew').length >= paths.length, 'renewals')
+  t.equal((await send('/parsed', '{"a":2}')).json().code, 'idempotency_key_mismatch', 'at once')
+  t.equal((await send('/brief', '{"a":2}')).json().code, 'idempotency_key_mismatch', 'at the limit')
+  const same = send('/unread', '{"a":1}')
+  const other = send('/unread', '{"a":2}')
   const asked = store.calls.length
-  await until(() => store.calls.slice(asked).filter(call => call === 'claim').length > 1, 'polling')
+  await until(() => store.calls.slice(asked).filter(call => call === 'claim').length > 3, 'polling')
   finish.open()
-  t.equal((await first).text, 'ok')
+  for (const first of firsts) t.equal((await first).text, 'ok')
   t.equal((await same).replayed, true)
+  t.equal((await other).json().code, 'idempotency_key_mismatch', 'after the wait')
 })
 
 t.test('a waiter that a handler timeout has ended does not take the key', async t => {
