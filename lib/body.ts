@@ -119,7 +119,7 @@ export class RequestBody {
     // One chunk, the usual case, is cheaper to hash in one shot at the end.
     const [first] = this.#chunks
     if (this.#collect) {
-      this.#collectUpTo(this.#request.routeOptions.bodyLimit ?? Infinity, bytes)
+      this.#collectUpTo(this.#request.routeOptions.bodyLimit as number, bytes)
     } else if (first === undefined) {
       this.#chunks.push(bytes)
     } else {

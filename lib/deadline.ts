@@ -42,7 +42,7 @@ export function bounded (ms: number): Bounded {
     const expire = (): void => {
       if (state === 'settled') return
       state = 'late'
-      late++
+      late = Math.min(late + 1, MAX_LATE)
       lateAt = performance.now()
       done(new StoreTimeout(`The store did not answer within ${ms} ms`))
     }
