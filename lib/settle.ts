@@ -108,6 +108,7 @@ function mayBeKept (exchange: Exchange, status: number): boolean {
 
 /** A key settles only for a whole body; one that was cut off frees it. */
 function whenWhole (core: Core, exchange: Exchange, done: () => void): void {
+  exchange.settling = true
   exchange.body.drain('answered', error => error === undefined ? done() : settle(core, exchange, undefined, ignore))
 }
 

@@ -6,8 +6,8 @@ import { mock } from 'node:test'
 import type { FastifyInstance, FastifyRequest } from 'fastify'
 import t from 'tap'
 import { MemoryStore } from '../lib/index.ts'
-import { gate, MODES, receive, start, stopRedis, STORES, type Answer } from './fixtures/app.ts'
-import { faulty } from './fixtures/faulty.ts'
+import { gate, MODES, receive, start, stopRedis, STORES, until, type Answer } from './fixtures/app.ts'
+import { faulty, listen } from './fixtures/faulty.ts'
 
 /** Handlers that reply while the request's body is still arriving. */
 
@@ -166,6 +166,34 @@ t.test('G6, G14: beyond 16 MiB a reader sets the pace, and one that has stopped 
   retry.request.end(Buffer.alloc(length))
   t.equal((await retry.answer).replayed, true)
 })
+
+for (const mode of MODES) {
+  t.test(`G6: a raw reply that is over before the upload settles once, when the upload is whole (${mode})`, async t => {
+    const events = listen(t, 'unreplayable')
+    const renewed = gate()
+    const { app, port } = await start(t, mode, {
+      options: { lease: 60 },
+      before: streams,
+      routes: app => app.post('/', (_request, reply) => { reply.hijack(); reply.raw.end('raw') })
+    })
+    const { store } = app.idempotency
+    const renew = store.renew.bind(store)
+    let renewals = 0
+    store.renew = (...args) => {
+      if (++renewals === 3) renewed.open()
+      return renew(...args)
+    }
+    const raw = upload(port, '/', 8)
+    raw.request.write('half')
+    t.equal((await raw.answer).text, 'raw')
+    await renewed.promise
+    t.same(events, [])
+    raw.request.end('more')
+    await until(async () => (await app.idempotency.inspect({ key: '/' }))?.state === 'completed', 'the end of the upload')
+    await new Promise(resolve => setTimeout(resolve, 50))
+    t.equal(events.length, 1)
+  })
+}
 
 for (const mode of STORES) {
   t.test(`G4, G13: a failure may stream the request's own body (${mode})`, async t => {
