@@ -29,8 +29,11 @@ declare module 'fastify' {
   }
 }
 
-/** Registers the plugin. @throws {TypeError} naming a wrong or unknown option. */
+/** Registers the plugin. @throws {TypeError} naming a wrong or unknown option. @throws {Error} where it is registered already. */
 async function plugin (instance: FastifyInstance, options: FastifyIdempotencyOptions): Promise<void> {
+  if (instance.hasDecorator('idempotency')) {
+    throw new Error('fastify-idempotency is registered already, on this instance or on one around it; register it once, and tune single routes by config.idempotency')
+  }
   const config = parseOptions(options, instance.supportedMethods)
   const fellBack = config.store === undefined && config.redis === undefined && redisOf(instance) === undefined
   const store = chooseStore(instance, config)
