@@ -39,8 +39,9 @@ export function settleOver (core: Core, exchange: Exchange, value?: unknown): vo
   const { handler, promised, reply, sendCalled, sending, timedOut } = exchange
   if (!isOpen(exchange) || sending) return
   if (handler === 'none') return settleUnhandled(core, exchange)
-  if (timedOut) return
-  if (reply.sent) {
+  if (timedOut) {
+    if (handler === 'ended') settleUnseen(core, exchange)
+  } else if (reply.sent) {
     // Past Fastify (hijack, raw, its last resort): done, though nobody saw with what. Cut off, its handler may still run.
     if (!promised || reply.raw.writableFinished) settleUnseen(core, exchange)
   } else if (handler === 'ended' && value === undefined && !sendCalled) {
@@ -54,8 +55,7 @@ export function handlerEnded (core: Core, exchange: Exchange, value: unknown): v
   exchange.promised = false
   if (exchange.delegated && !exchange.sendCalled) return
   exchange.handler = 'ended'
-  if (exchange.timedOut && isOpen(exchange)) settleUnseen(core, exchange)
-  else if (hasLeft(exchange)) settleOver(core, exchange, value)
+  if (exchange.timedOut || hasLeft(exchange)) settleOver(core, exchange, value)
 }
 
 /** Called when a handler has failed. Fastify tells, unless the reply is over. */

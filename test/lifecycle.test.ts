@@ -672,3 +672,21 @@ for (const mode of MODES) {
     t.match((await served.post('k')).json(), { code: 'idempotency_response_unavailable' })
   })
 }
+
+for (const mode of MODES) {
+  t.test(`G6, G9: a timeout while the handler's reply is in a slow hook leaves nothing held (${mode})`, async t => {
+    const timedOut = gate()
+    const served = await start(t, mode, {
+      before: app => {
+        app.addHook('onError', async () => timedOut.open())
+        app.addHook('onSend', async () => await timedOut.promise)
+      },
+      routes: app => app.post('/', { handlerTimeout: 50 }, async () => 'ok')
+    })
+    // Fastify cuts the connection where two replies want to leave.
+    const call = { agent: new http.Agent() }
+    t.equal((await served.post('k', undefined, call)).status, 503)
+    await until(async () => await stateOf(served, 'k') !== 'held', 'the end')
+    t.match((await served.post('k', undefined, call)).json(), { code: 'idempotency_response_unavailable', message: /status 503/ })
+  })
+}
