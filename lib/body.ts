@@ -90,13 +90,17 @@ export class RequestBody {
   drain (purpose: 'compare' | 'keep' | 'answered', done: (error?: Error) => void): void {
     if (this.whole) return done()
     const stream = this.#stream
-    if (stream.destroyed || this.#cut) return done(cutOff())
+    const { raw } = this.#request
+    const piped = stream !== raw
+    if (stream.destroyed || this.#cut || (piped && isCut(raw))) return done(cutOff())
     // Events of a stream come in an asynchronous context of their own; a promise goes on in that of who waits.
     new Promise<Error | undefined>(resolve => { (this.#waiting ??= []).push(resolve) }).then(done)
     const onClose = (): void => { if (!this.whole) this.#settle(cutOff()) }
     stream.on('close', onClose)
+    // A pipe does not tell that its source was cut off.
+    if (piped) raw.on('close', () => { if (isCut(raw)) onClose() })
     if (purpose === 'answered') {
-      const { socket } = this.#request.raw
+      const { socket } = raw
       socket.once('close', onClose)
       this.#stopWatching = () => socket.off('close', onClose)
     }
@@ -170,6 +174,10 @@ export class RequestBody {
 /** Answers a request whose client is gone, as Fastify's own parser does. */
 export function cutOff (): Error {
   return Object.assign(new Error('The request body was cut off'), { statusCode: 400 })
+}
+
+function isCut ({ destroyed, readableEnded }: Readable): boolean {
+  return destroyed && !readableEnded
 }
 
 /** As Fastify's parsers answer it. */

@@ -40,7 +40,8 @@ export function settleOver (core: Core, exchange: Exchange, value?: unknown): vo
   if (!isOpen(exchange) || sending) return
   if (handler === 'none') return settleUnhandled(core, exchange)
   if (timedOut) {
-    if (handler === 'ended') settleUnseen(core, exchange)
+    // Ended, or replied before the timeout.
+    if (handler === 'ended' || (sendCalled && !promised)) settleUnseen(core, exchange)
   } else if (reply.sent) {
     // Past Fastify (hijack, raw, its last resort): done, though nobody saw with what. Cut off, its handler may still run.
     if (!promised || reply.raw.writableFinished) settleUnseen(core, exchange)

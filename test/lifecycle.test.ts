@@ -675,18 +675,45 @@ for (const mode of MODES) {
 
 for (const mode of MODES) {
   t.test(`G6, G9: a timeout while the handler's reply is in a slow hook leaves nothing held (${mode})`, async t => {
-    const timedOut = gate()
+    const timedOut = new Map([['/', gate()], ['/callback', gate()]])
     const served = await start(t, mode, {
       before: app => {
-        app.addHook('onError', async () => timedOut.open())
-        app.addHook('onSend', async () => await timedOut.promise)
+        app.addHook('onError', async ({ url }) => timedOut.get(url)?.open())
+        app.addHook('onSend', async ({ url }) => await timedOut.get(url)?.promise)
       },
-      routes: app => app.post('/', { handlerTimeout: 50 }, async () => 'ok')
+      routes: app => {
+        app.post('/', { handlerTimeout: 50 }, async () => 'ok')
+        app.post('/callback', { handlerTimeout: 50 }, (_request, reply) => { reply.send('ok') })
+      }
     })
     // Fastify cuts the connection where two replies want to leave.
     const call = { agent: new http.Agent() }
-    t.equal((await served.post('k', undefined, call)).status, 503)
-    await until(async () => await stateOf(served, 'k') !== 'held', 'the end')
-    t.match((await served.post('k', undefined, call)).json(), { code: 'idempotency_response_unavailable', message: /status 503/ })
+    for (const path of ['/', '/callback']) {
+      t.equal((await served.post(path, undefined, { ...call, path })).status, 503)
+      await until(async () => await stateOf(served, path) !== 'held', 'the end')
+    }
+    t.match((await served.post('/', undefined, call)).json(), { code: 'idempotency_response_unavailable', message: /status 503/ })
   })
 }
+
+t.test('G6: an upload that is cut off behind an instance hook that decodes frees the key of a route declared first', async t => {
+  const entered = new Map(['/early', '/late'].map(path => [path, gate()]))
+  const served = await start(t, 'memory, routes declared first', {
+    before: app => {
+      app.addHook('preParsing', gunzipped)
+      app.addContentTypeParser('text/stream', (_request, payload, done) => done(null, payload))
+    },
+    routes: app => {
+      app.post('/early', async () => { entered.get('/early')?.open(); return 'early' })
+      app.post('/late', async (_request, reply) => { const closed = once(reply.raw, 'close'); entered.get('/late')?.open(); await closed; return 'late' })
+    }
+  })
+  for (const [path, { promise }] of entered) {
+    const socket = await cutting(served.port, head(path, path, 'Content-Type: text/stream\r\nContent-Length: 1000\r\n'))
+    socket.write(gzipSync('x'.repeat(10_000)).subarray(0, 20))
+    await promise
+    await new Promise(resolve => setImmediate(resolve))
+    socket.destroy()
+    await until(async () => await stateOf(served, path) === 'freed', `the key of ${path}`)
+  }
+})
