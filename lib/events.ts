@@ -1,6 +1,6 @@
 import { channel, type Channel } from 'node:diagnostics_channel'
 import type { FastifyRequest } from 'fastify'
-import type { IdempotencyErrorCode } from './errors.ts'
+import type { IdempotencyErrorCode } from './protocol/errors.ts'
 
 /** Each has the channel `fastify-idempotency:<name>` of node:diagnostics_channel. */
 export const EVENT_NAMES = ['executed', 'replayed', 'mismatched', 'conflicted', 'invalid', 'released', 'abandoned', 'lease-lost', 'store-error', 'unreplayable'] as const
@@ -12,6 +12,8 @@ export interface IdempotencyEvent {
   request: FastifyRequest
   /** As the client sent it; empty where none could be read. */
   key: string
+  /** Names scope and key, hashed, as `inspect` and `forget` take it and log lines have it; empty where no key could be read. */
+  id: string
   /** Executions of the key so far; 0 where none is known. */
   attempt: number
   /** What this request is answered with, where it is known by now. */
@@ -26,17 +28,24 @@ export interface IdempotencyEvent {
 
 const channels = Object.fromEntries(EVENT_NAMES.map(name => [name, channel(`fastify-idempotency:${name}`)])) as Record<EventName, Channel>
 
-interface Teller { key: string, attempt: number, takenAt: number }
-const NOBODY: Teller = { key: '', attempt: 0, takenAt: 0 }
+/** What an event is about: a key, and the request that it is of. */
+export interface Subject {
+  readonly key: string
+  readonly id: string
+  readonly attempt: number
+  /** When the claim was sent that took the key, by the monotonic clock; 0 where it was not taken. */
+  readonly heldSince: number
+}
+const NOBODY: Subject = { key: '', id: '', attempt: 0, heldSince: 0 }
 
 /** Costs one property read when nobody listens. */
-export function publish (name: EventName, request: FastifyRequest, exchange: Teller | undefined, more?: Partial<IdempotencyEvent>): void {
+export function publish (name: EventName, request: FastifyRequest, subject: Subject | undefined, more?: Partial<IdempotencyEvent>): void {
   const { [name]: target } = channels
-  if (target.hasSubscribers) target.publish(eventOf(request, exchange, more))
+  if (target.hasSubscribers) target.publish(eventOf(request, subject, more))
 }
 
-function eventOf (request: FastifyRequest, { key, attempt, takenAt }: Teller = NOBODY, more?: Partial<IdempotencyEvent>): IdempotencyEvent {
-  return { request, key, attempt, ...(takenAt === 0 ? {} : { heldFor: performance.now() - takenAt }), ...more }
+function eventOf (request: FastifyRequest, { key, id, attempt, heldSince }: Subject = NOBODY, more?: Partial<IdempotencyEvent>): IdempotencyEvent {
+  return { request, key, id, attempt, ...(heldSince === 0 ? {} : { heldFor: performance.now() - heldSince }), ...more }
 }
 
 /**

@@ -1,7 +1,7 @@
 import type { FastifySchema } from 'fastify'
-import { answersOf, type Answer, type Json } from './openapi-answers.ts'
-import { parseOptions, type Config, type FastifyIdempotencyOptions } from './options.ts'
-import { participants } from './routes.ts'
+import { answersOf, type Answer, type Json } from './openapi/answers.ts'
+import { parseOptions, type Config, type FastifyIdempotencyOptions } from './config/options.ts'
+import { participants } from './config/participants.ts'
 
 /** What `documentRoute` is to know beside the options. */
 export interface DocumentTarget {
@@ -28,9 +28,9 @@ export interface TransformInput {
 export function transform ({ schema, url, route, openapiObject, swaggerObject }: TransformInput): { schema: FastifySchema, url: string } {
   const participant = participants.get(route)
   if (participant === undefined) return { schema: schema as FastifySchema, url }
-  const { config, instance } = participant
+  const { config, covered: protectedMethods, instance } = participant
   const methods = [(route as { method: string | string[] }).method].flat()
-  const covered = methods.filter(method => config.methods.has(method))
+  const covered = methods.filter(method => protectedMethods.has(method))
   return {
     url,
     schema: documented(schema ?? {}, config, {

@@ -1,12 +1,11 @@
-import type { Core } from './core.ts'
-import { storeKey } from './fingerprint.ts'
-import type { Awaitable, Entry, Store } from './store.ts'
+import type { Answer, StoreCalls } from './lease/store-calls.ts'
+import { idOf } from './protocol/fingerprint.ts'
+import type { Entry, Store } from './stores/contract.ts'
 
-/** A key and whose it is: `scope` as the option `scope` returns it, left out for the anonymous scope. */
-export interface KeyOf {
-  scope?: string | undefined
-  key: string
-}
+/** A key and whose it is: `scope` as the option `scope` returns it, left out for the anonymous scope; or its `id`. */
+export type KeyOf =
+  | { scope?: string | undefined, key: string, id?: undefined }
+  | { /** As `request.idempotency.id`, events and log lines have it. */ id: string, scope?: undefined, key?: undefined }
 
 /** What an operator may know of a key; never the body. */
 export interface Inspection {
@@ -26,28 +25,43 @@ export interface Inspection {
 /** `fastify.idempotency`: for operators and tests. */
 export interface Operator {
   readonly store: Store
-  /** What is known of a key, or `undefined`. Rejects when the store fails, or takes longer than `storeTimeout`. */
+  /**
+   * What is known of a key, or `undefined`. Rejects when the store fails, or takes longer than `storeTimeout`.
+   * @throws {TypeError} when neither `key` nor `id` is given.
+   */
   inspect (key: KeyOf): Promise<Inspection | undefined>
-  /** Frees a key whatever its state; `false` if there was none. A handler that still holds it loses its lease. */
+  /**
+   * Frees a key whatever its state; `false` if there was none. A handler that still holds it loses its lease.
+   * @throws {TypeError} when neither `key` nor `id` is given.
+   */
   forget (key: KeyOf): Promise<boolean>
 }
 
-export function createOperator ({ config, store, bounded }: Core): Operator {
-  const ask = async <T>(operation: () => Awaitable<T>): Promise<T> => {
-    const [error, value] = await new Promise<[error: unknown, value?: T | undefined]>(resolve => bounded(operation, (...answer) => resolve(answer)))
-    if (error !== null) throw error
-    return value as T
-  }
+export function createOperator (calls: StoreCalls, prefix: string): Operator {
+  const ask = async <T>(operation: (done: Answer<T>) => void): Promise<T> => await new Promise((resolve, reject) => {
+    operation((error, value) => {
+      if (error === null) resolve(value as T)
+      else reject(error as Error)
+    })
+  })
   return {
-    store,
-    async inspect ({ scope, key }) {
-      const entry = await ask(() => store.read(storeKey(config.prefix, scope, key)))
+    store: calls.store,
+    async inspect (key) {
+      const name = prefix + nameOf(key)
+      const entry = await ask<Entry | undefined>(done => calls.read(name, done))
       if (entry === undefined) return undefined
       const { state, attempt, since, until, result } = entry
       return { state, attempt, since: new Date(since), until: new Date(until), status: result?.status, replayable: result?.replayable }
     },
-    async forget ({ scope, key }) {
-      return await ask(() => store.remove(storeKey(config.prefix, scope, key)))
+    async forget (key) {
+      const name = prefix + nameOf(key)
+      return await ask<boolean>(done => calls.remove(name, done))
     }
   }
+}
+
+function nameOf ({ scope, key, id }: KeyOf): string {
+  if (typeof id === 'string' && key === undefined) return id
+  if (typeof key === 'string' && id === undefined) return idOf(scope, key)
+  throw new TypeError('fastify-idempotency: give { key }, with { scope } where there is one, or { id } as log lines have it')
 }

@@ -2,7 +2,7 @@ import { randomUUID } from 'node:crypto'
 import { Readable } from 'node:stream'
 import t from 'tap'
 import { MemoryStore, type RedisClient } from '../lib/index.ts'
-import { storeKey } from '../lib/fingerprint.ts'
+import { storeKey } from '../lib/protocol/fingerprint.ts'
 import { failBehind, gate, redisClient, start, STORES, stopRedis, until } from './fixtures/app.ts'
 import { fails, faulty, listen, type Faults } from './fixtures/faulty.ts'
 

@@ -12,7 +12,7 @@ import t, { type Test } from 'tap'
 import { registerMetrics, serveMetrics } from '../examples/metrics.ts'
 import { registerTracing } from '../examples/tracing.ts'
 import { EVENT_NAMES, MemoryStore, RedisStore, type IdempotencyEvent, type Store } from '../lib/index.ts'
-import { storeKey } from '../lib/fingerprint.ts'
+import { storeKey } from '../lib/protocol/fingerprint.ts'
 import { gate, redisClient, send, serversOf, start, STORES, stopRedis, until, type Gate, type Mode, type TestApp } from './fixtures/app.ts'
 import { faulty, hangs } from './fixtures/faulty.ts'
 

@@ -1,7 +1,7 @@
 import t from 'tap'
 import type { Claim, IdempotencyError } from '../lib/index.ts'
 import { MemoryStore } from '../lib/index.ts'
-import { storeKey } from '../lib/fingerprint.ts'
+import { storeKey } from '../lib/protocol/fingerprint.ts'
 import { failBehind, gate, start, until } from './fixtures/app.ts'
 import { fails, faulty, hangs, listen, type Faults } from './fixtures/faulty.ts'
 import { connect, startRedis } from './fixtures/redis.ts'

@@ -269,7 +269,7 @@ t.test('a later stage without a key, or with a key option that fails there', asy
       const late = { hook: 'preHandler' } as const
       app.post('/none', { config: { idempotency: { ...late, key: () => undefined } } }, handler)
       app.post('/fails', { config: { idempotency: { ...late, key: () => { throw new Error('no key') } } } }, handler)
-      app.post('/drops', { config: { idempotency: late }, preHandler: async request => { request.idempotency = null } }, handler)
+      app.post('/drops', { config: { idempotency: late }, preHandler: async request => { Reflect.set(request, 'idempotency', null) } }, handler)
     }
   })
   t.equal((await post('k', '{}', { path: '/none' })).text, 'ok')

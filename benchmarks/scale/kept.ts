@@ -1,7 +1,7 @@
 /** Keys and responses as the plugin makes them, so that a store can be filled without a million requests. */
 import { hash, randomUUID } from 'node:crypto'
-import { fingerprintOf, storeKey } from '../../lib/fingerprint.ts'
-import { hashOf } from '../../lib/hash.ts'
+import { fingerprintOf, storeKey } from '../../lib/protocol/fingerprint.ts'
+import { hashOf } from '../../lib/util/hash.ts'
 import type { Outcome, Store } from '../../lib/index.ts'
 import type { OwnRedis } from '../redis.ts'
 

@@ -1,6 +1,6 @@
 /** The stage: two instances on one store, the card, and whoever watches. */
 import { EventEmitter } from 'node:events'
-import { storeKey } from '../../lib/fingerprint.ts'
+import { storeKey } from '../../lib/protocol/fingerprint.ts'
 import type { Store } from '../../lib/index.ts'
 import { Card } from './card.ts'
 import { headOf, send } from './client.ts'

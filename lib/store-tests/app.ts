@@ -3,7 +3,7 @@ import type { AddressInfo } from 'node:net'
 import { setTimeout as sleep } from 'node:timers/promises'
 import Fastify, { type FastifyInstance, type FastifyReply, type FastifyRequest } from 'fastify'
 import idempotency, { type IdempotencyRouteOptions, type RequestIdempotency } from '../index.ts'
-import type { Store } from '../store.ts'
+import type { Store } from '../stores/contract.ts'
 import type { StoreTestOptions } from './kit.ts'
 
 interface App {

@@ -1,5 +1,5 @@
 import { setTimeout as sleep } from 'node:timers/promises'
-import type { Awaitable, Claim, ClaimRequest, Outcome, Store } from '../store.ts'
+import type { Awaitable, Claim, ClaimRequest, Outcome, Store } from '../stores/contract.ts'
 
 export interface StoreTestOptions {
   /** A store with nothing in it; called once for each test. */

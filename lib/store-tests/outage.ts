@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { inspect } from 'node:util'
-import type { Awaitable, Store } from '../store.ts'
+import type { Awaitable, Store } from '../stores/contract.ts'
 import { acquired, claimOf, held, LEASE, result, token, TTL, type Suite } from './kit.ts'
 
 type Operation = (store: Store) => Awaitable<unknown>

@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict'
-import type { Entry, Outcome, Store } from '../store.ts'
+import type { Entry, Outcome, Store } from '../stores/contract.ts'
 import { claimOf, result, token, TTL, type Suite } from './kit.ts'
 
 /** What is kept comes back as it was given. */

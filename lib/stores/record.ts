@@ -1,31 +1,44 @@
-import type { Outcome } from '../store.ts'
+import type { Outcome } from './contract.ts'
 
 /**
- * The form of an `Outcome` for stores that keep bytes: much as HTTP/1.1 sends a response
- * (RFC 9112, section 2.1), in UTF-8.
+ * The form of an `Outcome` for stores that keep bytes. It is one text, in UTF-8, but for a body of bytes:
  *
- *     version flags status SP fingerprint CR LF
- *     name: value CR LF …
- *     CR LF
- *     body to the end
+ *     version | flags | status (3) | length of the fields (6, hexadecimal) | fields | body
  *
- * Version and flags are one character each, the status has three. A text under 4 KiB is one string
- * from the first byte to the last, which costs a fraction of what its pieces would.
+ * Version and flags are one character each. The fields are the fingerprint, and then the name and the value of
+ * each header line, each with its length before it, so that nothing in a value can be taken for something else:
+ * `12:content-type` as it is, `4=w6k=` in base64 where it is not ASCII. So the fields have as many bytes as
+ * characters. A text under 4 KiB is one string from the first byte to the last, which costs a fraction of what
+ * its pieces would.
  */
 const VERSION = '1'
 const REPLAYABLE = 1
 const TEXT = 2
-const END_OF_HEAD = '\r\n\r\n'
+/** Bit 4 is reserved for sealed records; a reader that does not know it must refuse the record. */
+const KNOWN_FLAGS = REPLAYABLE | TEXT
+const FIELDS_AT = 11
+const MAX_FIELDS = 0xffffff
 /** A short text comes back as a string, a long one as bytes, since that is how they are sent best. */
 const SMALL = 4_096
 
-/** Encodes a kept outcome; `decodeOutcome` is its inverse. */
+/**
+ * A record that this release cannot read: of another version, or damaged. The request that meets it is refused,
+ * whatever `onStoreError` says, and nothing runs.
+ */
+export class UnreadableRecordError extends Error {
+  override readonly name = 'UnreadableRecordError'
+}
+
+/** Encodes a kept outcome; `decodeOutcome` is its inverse. @throws {RangeError} when its headers take 16 MiB or more. */
 export function encodeOutcome (outcome: Outcome): Buffer {
   const record = recordOf(outcome)
   return typeof record === 'string' ? Buffer.from(record) : record
 }
 
-/** A kept outcome's record; where it can be, as a string that stands for its UTF-8 bytes: a client sends it at half their price. */
+/**
+ * A kept outcome's record; where it can be, as a string that stands for its UTF-8 bytes: a client sends it at half
+ * their price.
+ */
 export function recordOf (outcome: Outcome): string | Buffer {
   const { body } = outcome
   return typeof body === 'string' ? headOf(outcome) + body : Buffer.concat([Buffer.from(headOf(outcome)), body])
@@ -33,52 +46,80 @@ export function recordOf (outcome: Outcome): string | Buffer {
 
 /** All of a record that stands before the body. */
 export function headOf ({ fingerprint, status, replayable, headers, text }: Outcome): string {
-  let head = `${VERSION}${(replayable ? REPLAYABLE : 0) | (text ? TEXT : 0)}${status} ${fingerprint}\r\n`
+  let fields = `${fingerprint.length}:${fingerprint}`
   for (const [name, value] of headers) {
     // A header with several values has several lines.
-    if (typeof value === 'string') head += `${name}: ${value}\r\n`
-    else for (const one of value) head += `${name}: ${one}\r\n`
+    if (typeof value === 'string') fields += fieldOf(name) + fieldOf(value)
+    else for (const one of value) fields += fieldOf(name) + fieldOf(one)
   }
-  return head + '\r\n'
+  if (fields.length > MAX_FIELDS) throw new RangeError('The headers of the response are too large to be kept')
+  const flags = (replayable ? REPLAYABLE : 0) | (text ? TEXT : 0)
+  return `${VERSION}${flags}${status}${(MAX_FIELDS + 1 + fields.length).toString(16).slice(1)}${fields}`
 }
 
 /**
  * Decodes what stands from `start` to `end`. A body of bytes is a part of `bytes`, not a copy.
- * @throws {Error} when the record was written by an unknown version, or is not one at all.
+ * @throws {UnreadableRecordError} when the record was written by an unknown version, or is not one at all.
  */
 export function decodeOutcome (bytes: Buffer, start = 0, end = bytes.length): Outcome {
-  const version = String.fromCharCode(bytes[start] as number)
-  if (end <= start || version !== VERSION) {
-    throw new Error(`The kept response has the unknown record version ${end > start ? JSON.stringify(version) : 'none'}; this release reads version ${VERSION}. Remove the key, or let it expire, before mixing releases.`)
+  const version = end > start ? JSON.stringify(String.fromCharCode(bytes[start] as number)) : 'none'
+  if (version !== `"${VERSION}"`) {
+    throw new UnreadableRecordError(`The kept response has the unknown record version ${version}; this release ` +
+      `reads version ${VERSION}. Remove the key, or let it expire, before mixing releases.`)
   }
-  const flags = bytes[start + 1] as number
+  const flags = bytes[start + 1] as number - 48
   const text = (flags & TEXT) !== 0
   const small = text && end - start < SMALL
-  const bodyAt = small ? end : bytes.indexOf(END_OF_HEAD, start) + END_OF_HEAD.length
-  const head = bytes.toString('utf8', start, bodyAt)
-  const headEnd = head.indexOf(END_OF_HEAD) + END_OF_HEAD.length
+  const fieldsAt = start + FIELDS_AT
+  const head = bytes.toString('latin1', start, Math.min(fieldsAt, end))
+  const length = parseInt(head.slice(5), 16)
   const status = Number(head.slice(2, 5))
-  if (headEnd < END_OF_HEAD.length || !(status >= 100)) throw damaged()
-  const lineEnd = head.indexOf('\r\n')
+  const bodyAt = fieldsAt + length
+  if ((flags & ~KNOWN_FLAGS) !== 0 || !(status >= 100) || !(bodyAt <= end)) throw damaged()
+  const rest = small ? bytes.toString('utf8', fieldsAt, end) : bytes.toString('latin1', fieldsAt, bodyAt)
+  const [fingerprint, ...lines] = fieldsOf(rest, length)
+  if (fingerprint === undefined || lines.length % 2 !== 0) throw damaged()
   return {
-    fingerprint: head.slice(6, lineEnd),
+    fingerprint,
     status,
     replayable: (flags & REPLAYABLE) !== 0,
-    headers: headersOf(head, lineEnd + 2, headEnd - 2),
-    body: small ? head.slice(headEnd) : bytes.subarray(bodyAt, end),
+    headers: headersOf(lines),
+    body: small ? rest.slice(length) : bytes.subarray(bodyAt, end),
     text
   }
 }
 
-/** The header lines of `head` from `start` to `end`. */
-function headersOf (head: string, start: number, end: number): Outcome['headers'] {
+function fieldOf (text: string): string {
+  return NOT_ASCII.test(text) ? encoded(text) : `${text.length}:${text}`
+}
+
+// eslint-disable-next-line no-control-regex -- all of ASCII
+const NOT_ASCII = /[^\x00-\x7f]/
+
+function encoded (text: string): string {
+  const base64 = Buffer.from(text, 'latin1').toString('base64')
+  return `${base64.length}=${base64}`
+}
+
+/** The fields in the first `end` characters. */
+function fieldsOf (text: string, end: number): string[] {
+  const fields: string[] = []
+  for (let at = 0; at < end;) {
+    let length = 0
+    let code = text.charCodeAt(at++)
+    for (; code >= 48 && code <= 57; code = text.charCodeAt(at++)) length = length * 10 + code - 48
+    const field = text.slice(at, at += length)
+    if ((code !== 58 && code !== 61) || at > end) throw damaged()
+    fields.push(code === 58 ? field : Buffer.from(field, 'base64').toString('latin1'))
+  }
+  return fields
+}
+
+function headersOf (lines: string[]): Outcome['headers'] {
   const headers: Outcome['headers'] = []
-  for (let lineEnd; start < end; start = lineEnd + 2) {
-    const colon = head.indexOf(':', start)
-    lineEnd = head.indexOf('\r\n', start)
-    if (colon === -1 || colon > lineEnd) throw damaged()
-    const name = head.slice(start, colon)
-    const value = head.slice(colon + 2, lineEnd)
+  for (let i = 0; i < lines.length; i += 2) {
+    const name = lines[i] as string
+    const value = lines[i + 1] as string
     const last = headers.at(-1)
     if (last === undefined || last[0] !== name) headers.push([name, value])
     else if (typeof last[1] === 'string') last[1] = [last[1], value]
@@ -88,5 +129,5 @@ function headersOf (head: string, start: number, end: number): Outcome['headers'
 }
 
 function damaged (): Error {
-  return new Error('The kept response is damaged. Remove the key, or let it expire.')
+  return new UnreadableRecordError('The kept response is damaged. Remove the key, or let it expire.')
 }

@@ -1,0 +1,129 @@
+import { acceptedIn, claimIn, type Awaitable, type Claim, type ClaimRequest, type Entry, type Outcome, type Store } from '../stores/contract.ts'
+
+export type Answer<T> = (error: unknown, value?: T) => void
+
+/** No answer in time. One may still come. */
+export class StoreTimeout extends Error {
+  override readonly name = 'StoreTimeout'
+}
+
+const MAX_LATE = 1_000
+
+/**
+ * The way to the store: bounds the time and the number of operations, and lets only answers of the contract pass.
+ *
+ * Every operation is given `ms`. What comes after its time was over, a value or a failure, goes to `late`. While a
+ * thousand are out past their time, further ones fail without being sent: a client that queues commands while the
+ * store is away must not queue without end. One in `ms` is sent all the same; if it is answered in time, those that
+ * are out may have been lost, and count no more.
+ */
+export class StoreCalls {
+  readonly store: Store
+  readonly #ms: number
+  /** Operations that are out past their time. */
+  #late = 0
+  #lateAt = 0
+
+  constructor (store: Store, ms: number) {
+    this.store = store
+    this.#ms = ms
+  }
+
+  claim (key: string, request: ClaimRequest, done: Answer<Claim>, late?: Answer<Claim>): void {
+    this.#call(() => this.store.claim(key, request), claimIn, done, late)
+  }
+
+  renew (key: string, token: string, lease: number, ttl: number, fingerprint: string, done: Answer<boolean>, late?: Answer<boolean>): void {
+    this.#call(() => this.store.renew(key, token, lease, ttl, fingerprint), acceptedIn, done, late)
+  }
+
+  complete (key: string, token: string, outcome: Outcome, ttl: number, done: Answer<boolean>): void {
+    this.#call(() => this.store.complete(key, token, outcome, ttl), acceptedIn, done)
+  }
+
+  release (key: string, token: string, ttl: number, executed: boolean, done: Answer<boolean>): void {
+    this.#call(() => this.store.release(key, token, ttl, executed), acceptedIn, done)
+  }
+
+  read (key: string, done: Answer<Entry | undefined>): void {
+    this.#call(() => this.store.read(key), entry => entry as Entry | undefined, done)
+  }
+
+  remove (key: string, done: Answer<boolean>): void {
+    this.#call(() => this.store.remove(key), acceptedIn, done)
+  }
+
+  close (done: Answer<void>): void {
+    this.#call(() => this.store.close?.(), () => undefined, done)
+  }
+
+  #call<T> (operation: () => Awaitable<unknown>, check: (answer: unknown) => T, done: Answer<T>, onLate?: Answer<T>): void {
+    const isProbe = this.#late >= MAX_LATE
+    if (isProbe) {
+      const now = performance.now()
+      if (now - this.#lateAt < this.#ms) {
+        return done(new Error(`The store has left ${this.#late} operations unanswered; no more are sent until it answers`))
+      }
+      this.#lateAt = now
+    }
+    let value
+    try {
+      const answer = operation()
+      if (isPromise(answer)) return this.#wait(answer, check, isProbe, done, onLate)
+      value = check(answer)
+    } catch (error) {
+      return done(errorFrom(error))
+    }
+    if (this.#late > 0) this.#answered(isProbe)
+    done(null, value)
+  }
+
+  #wait<T> (pending: Promise<unknown>, check: (answer: unknown) => T, isProbe: boolean, done: Answer<T>, onLate?: Answer<T>): void {
+    let state: 'pending' | 'settled' | 'late' = 'pending'
+    const expire = (): void => {
+      if (state === 'settled') return
+      state = 'late'
+      this.#late = Math.min(this.#late + 1, MAX_LATE)
+      this.#lateAt = performance.now()
+      done(new StoreTimeout(`The store did not answer within ${this.#ms} ms`))
+    }
+    // A process that was frozen runs its timers first: what has arrived meanwhile must still be read.
+    const timer = setTimeout(() => setImmediate(expire), this.#ms).unref()
+    const settle: Answer<T> = (error, value) => {
+      clearTimeout(timer)
+      const wasLate = state === 'late'
+      state = 'settled'
+      if (!wasLate) {
+        if (this.#late > 0) this.#answered(isProbe)
+        return done(error, value)
+      }
+      this.#late = Math.max(0, this.#late - 1)
+      onLate?.(error, value)
+    }
+    pending.then(answer => {
+      let value
+      try {
+        value = check(answer)
+      } catch (error) {
+        return settle(error)
+      }
+      settle(null, value)
+    }, (error: unknown) => settle(errorFrom(error)))
+  }
+
+  /** An answer in time: the store is there, and of those that are out some may never come. */
+  #answered (isProbe: boolean): void {
+    this.#late = isProbe ? 0 : this.#late - 1
+  }
+}
+
+/** Whether a value is still to come. */
+export function isPromise<T> (value: Awaitable<T>): value is Promise<T> {
+  return typeof (value as Promise<T> | null | undefined)?.then === 'function'
+}
+
+/** What was thrown, as an Error: a rejection with nothing would count as success. */
+export function errorFrom (thrown: unknown): Error {
+  if (thrown instanceof Error) return thrown
+  return new Error(`Something was thrown that is no Error: ${String(thrown)}`, { cause: thrown })
+}

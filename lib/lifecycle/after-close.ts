@@ -1,0 +1,118 @@
+import type { Lease } from '../lease/lease.ts'
+import { settle } from '../lease/settle.ts'
+import { errorFrom } from '../lease/store-calls.ts'
+import { whenOver } from '../protocol/settlement.ts'
+import { capture, unreplayable, WITHOUT_CONTENT } from '../response/outcome.ts'
+import type { Outcome } from '../stores/contract.ts'
+import { hasClosed, type Exchange } from './exchange.ts'
+import { progressOf } from './handler-run.ts'
+
+/** The response's 'close' tells where no hook runs: hijacked, raw, cut off. */
+export function watchClose (exchange: Exchange): void {
+  const { reply, request } = exchange
+  const { raw } = reply
+  raw.on('close', () => {
+    exchange.closedAt ??= performance.now()
+    afterClose(exchange, performance.now())
+  })
+  // Waiting behind another response on its connection, it has no socket yet, and Node.js would not tell it.
+  const { socket } = request.raw
+  if (raw.socket !== null) return
+  const onClose = (): void => {
+    if (raw.socket !== null) return
+    raw.destroy()
+    raw.emit('close')
+  }
+  socket.once('close', onClose)
+  raw.once('close', () => socket.off('close', onClose))
+}
+
+/** Called at each turn of the renewals: no event tells what is done past Fastify for a client that has left. */
+export function checkClosed ({ holder }: Lease, now: number): void {
+  const exchange = holder as Exchange
+  if (hasClosed(exchange)) afterClose(exchange, now)
+}
+
+/**
+ * Settles a key whose response is over, sent or not, where no hook will. `failed`: the handler has
+ * failed.
+ */
+export function afterClose (exchange: Exchange, now: number, failed = false): void {
+  const { lease, reply, answeredFor, run, admission, body } = exchange
+  if (lease?.state !== 'held') return
+  if (failed && answeredFor) return settleWith(exchange, undefined)
+  const facts = {
+    handler: progressOf(exchange, now),
+    answeredFor,
+    replied: run?.replied === true,
+    sent: reply.sent,
+    finished: reply.raw.writableFinished,
+    admission,
+    bodyWhole: body.whole
+  }
+  switch (whenOver(facts)) {
+    case 'wait': return
+    case 'refuse':
+      reply.hijack()
+      return settleWith(exchange, undefined)
+    case 'unseen': return settleUnseen(exchange)
+    case 'empty': return settleEmpty(exchange)
+  }
+}
+
+function settleUnseen (exchange: Exchange): void {
+  const { statusCode } = exchange.reply.raw
+  if (!exchange.answeredFor && !mayBeKept(exchange, statusCode)) return settleWith(exchange, undefined)
+  whenWhole(exchange, () => settleWith(exchange, unreplayable(statusCode, exchange.knownFingerprint())))
+}
+
+/** Only a status that has no content can be replayed: nobody knows what else would have been sent. */
+function settleEmpty (exchange: Exchange): void {
+  const { reply, route } = exchange
+  whenWhole(exchange, () => {
+    if (!mayBeKept(exchange, reply.statusCode)) return settleWith(exchange, undefined)
+    let outcome = unreplayable(reply.statusCode, exchange.knownFingerprint())
+    try {
+      if (WITHOUT_CONTENT.has(reply.statusCode)) outcome = capture(reply, reply.getHeaders(), exchange.fingerprint, route.replayHeaders)
+    } catch (error) {
+      logFailure(exchange, error)
+    }
+    settleWith(exchange, outcome)
+  })
+}
+
+/** Where the route's own function fails, the safe answer: what has been answered does not run again. */
+function mayBeKept (exchange: Exchange, status: number): boolean {
+  try {
+    return exchange.isCacheable(status)
+  } catch (error) {
+    logFailure(exchange, error)
+    return true
+  }
+}
+
+function logFailure ({ request, id }: Exchange, thrown: unknown): void {
+  request.log.error({ idempotencyId: id, err: errorFrom(thrown) }, 'idempotency: a function among the options has failed')
+}
+
+/** A key settles only for a whole body; one that was cut off frees it. */
+function whenWhole (exchange: Exchange, done: () => void): void {
+  const { lease, body } = exchange
+  if (body.whole) return done()
+  lease?.to('collecting')
+  body.drain('answered', error => error === undefined ? done() : settleWith(exchange, undefined))
+}
+
+function settleWith (exchange: Exchange, outcome: Outcome | undefined): void {
+  const { core, lease, reply } = exchange
+  if (lease === undefined) return
+  const status = reply.raw.headersSent ? reply.statusCode : undefined
+  settle(core, lease, { outcome, status }, () => {})
+}
+
+/** To be called when a claim has come too late: the response is over, and nothing has run. */
+export function releaseUnused (exchange: Exchange, done: () => void): void {
+  const { core, lease } = exchange
+  if (lease === undefined || !hasClosed(exchange)) return done()
+  settle(core, lease, { outcome: undefined, status: undefined }, done)
+}

@@ -1,0 +1,127 @@
+import type { FastifyReply, FastifyRequest } from 'fastify'
+import type { RouteConfig } from '../config/options.ts'
+import { publish, type EventName } from '../events.ts'
+import { errorFrom } from '../lease/store-calls.ts'
+import { IdempotencyError, renderError, typeOf } from '../protocol/errors.ts'
+import type { Verdict } from '../protocol/verdict.ts'
+import { isAscii, payloadOf, resetHeaders, restore, withdraw } from '../response/outcome.ts'
+import type { Outcome } from '../stores/contract.ts'
+import type { Core } from './core.ts'
+import type { Exchange } from './exchange.ts'
+
+/** The one place that answers in the handler's stead. */
+
+const EVENT_OF: Record<IdempotencyError['code'], EventName> = {
+  idempotency_key_invalid: 'invalid',
+  idempotency_key_missing: 'invalid',
+  idempotency_key_mismatch: 'mismatched',
+  idempotency_in_progress: 'conflicted',
+  idempotency_outcome_unknown: 'abandoned',
+  idempotency_response_unavailable: 'unreplayable',
+  idempotency_store_unavailable: 'store-error'
+}
+
+type Done = (error?: Error) => void
+
+/**
+ * Sends a replay or a refusal from a hook. `done` is never called after a reply was sent:
+ * that alone keeps Fastify from running the handler when the client leaves meanwhile.
+ */
+export function answer (exchange: Exchange, verdict: Verdict, done: Done): void {
+  const { core, request, reply, route } = exchange
+  if ('refuse' in verdict) {
+    exchange.body.discard()
+    return refuse(core, request, reply, route, verdict.refuse, done, exchange)
+  }
+  const { payload } = beginReplay(exchange, verdict.replay)
+  reply.send(payload ?? undefined)
+}
+
+/** Refuses a request from a hook, in the form that its route asks for. */
+export function refuse (core: Core, request: FastifyRequest, reply: FastifyReply, route: RouteConfig, error: IdempotencyError, done: Done, exchange?: Exchange): void {
+  const { thrown, payload } = render(core, request, reply, route, error, exchange)
+  if (thrown !== undefined) return done(thrown)
+  reply.send(payload)
+}
+
+/** What replaces a reply that is on its way in onSend: the lease was lost, its outcome must not be seen. */
+export function replacedPayload (exchange: Exchange, verdict: Verdict): { error: Error | null, payload?: unknown } {
+  const { core, request, reply, route, headersBefore = {} } = exchange
+  resetHeaders(reply, headersBefore)
+  if ('replay' in verdict) return { error: null, payload: beginReplay(exchange, verdict.replay).payload }
+  const { thrown = null, payload } = render(core, request, reply, route, verdict.refuse, exchange)
+  return { error: thrown, payload }
+}
+
+function beginReplay (exchange: Exchange, outcome: Outcome): NonNullable<Exchange['replay']> {
+  const { core, request, reply, id } = exchange
+  const replay = exchange.replay = { outcome, payload: payloadOf(outcome) }
+  request.log.debug({ idempotencyId: id, status: outcome.status }, 'idempotency: replayed')
+  publish('replayed', request, exchange, { status: outcome.status })
+  restore(reply, outcome, core.config.replayedHeaderName)
+  return replay
+}
+
+/**
+ * The payload of a replay in onSend: hooks before ours have run over it a second time, which this undoes. `last`:
+ * nobody else sees the payload.
+ */
+export function replayedPayload ({ core, reply }: Exchange, { outcome, payload }: NonNullable<Exchange['replay']>, last: boolean): string | Buffer | null {
+  restore(reply, outcome, core.config.replayedHeaderName)
+  const { body, headers } = outcome
+  return last && isBetterAsBytes(body) && isAscii(headers.map(([, value]) => value)) ? body : payload
+}
+
+/** Node.js writes a large body faster as bytes; a small string goes together with the header. */
+export function isBetterAsBytes (body: string | Buffer): boolean {
+  return body.length >= 4_096
+}
+
+/**
+ * A hook has failed on a replay; `true` where the kept bytes have been sent in spite of it. A hook that refuses on
+ * purpose, with a status below 500, is obeyed: its error takes the replay's place.
+ */
+export function replayFailed (exchange: Exchange, error: Error): boolean {
+  const { core, request, reply, replay, id } = exchange
+  if (replay === undefined || reply.raw.headersSent) return false
+  const { outcome } = replay
+  if (((error as { statusCode?: number } | null)?.statusCode ?? 500) < 500) {
+    exchange.replay = undefined
+    withdraw(reply, outcome, core.config.replayedHeaderName)
+    return false
+  }
+  request.log.error({ idempotencyId: id, err: errorFrom(error) }, 'idempotency: an onSend hook has failed on a replay; the kept response is sent as it is')
+  restore(reply, outcome, core.config.replayedHeaderName)
+  const { raw } = reply.hijack()
+  const { body, status } = outcome
+  const hasContent = status >= 200 && status !== 204 && status !== 304
+  const headers = { ...reply.getHeaders(), ...(hasContent ? { 'content-length': Buffer.byteLength(body) } : {}) }
+  raw.writeHead(status, headers as Record<string, string>)
+  if (body.length > 0) raw.end(body)
+  else raw.end()
+  return true
+}
+
+function report ({ config }: Core, request: FastifyRequest, error: IdempotencyError, exchange: Exchange | undefined): void {
+  const { code, cause } = Object.assign(error, config.profile.answers[error.code])
+  request.log.debug({ code, ...(exchange === undefined || exchange.id === '' ? {} : { idempotencyId: exchange.id }) }, 'idempotency: refused')
+  publish(EVENT_OF[code], request, exchange, { status: error.statusCode, code, ...(cause === undefined ? {} : { error: cause }) })
+}
+
+/** The payload of a refusal, or the error that is to go through Fastify's error handler instead. */
+function render (core: Core, request: FastifyRequest, reply: FastifyReply, { errors }: RouteConfig, error: IdempotencyError, exchange: Exchange | undefined): { thrown?: Error, payload?: Buffer } {
+  const { profile, docsUrl } = core.config
+  report(core, request, error, exchange)
+  if (error.retryAfter !== undefined) reply.header('retry-after', error.retryAfter)
+  if (errors === 'throw') return { thrown: error }
+  let rendered
+  try {
+    rendered = renderError(error, request, errors, docsUrl)
+  } catch (thrown) {
+    return { thrown: errorFrom(thrown) }
+  }
+  reply.code(error.statusCode).header('content-type', rendered.contentType)
+  if (errors === 'problem') reply.headers(profile.fields(typeOf(error.code, docsUrl)))
+  // Bytes: the route's response schema would strip fields, and Fastify adds a charset to a string's type.
+  return { payload: Buffer.from(rendered.payload) }
+}

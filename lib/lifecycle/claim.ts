@@ -1,0 +1,233 @@
+import type { FastifyReply, FastifyRequest } from 'fastify'
+import type { RouteConfig } from '../config/options.ts'
+import { loggable, publish } from '../events.ts'
+import { Lease } from '../lease/lease.ts'
+import { errorFrom, isPromise, StoreTimeout } from '../lease/store-calls.ts'
+import { IdempotencyError } from '../protocol/errors.ts'
+import { idOf, isLarge } from '../protocol/fingerprint.ts'
+import { keyError, readKey } from '../protocol/key.ts'
+import { evaluateClaim, fingerprintIn, needsBody, type Taken, type Verdict } from '../protocol/verdict.ts'
+import { cutOff } from '../request/body.ts'
+import { StoreAnswerError, type Claim } from '../stores/contract.ts'
+import { UnreadableRecordError } from '../stores/record.ts'
+import { releaseUnused, watchClose } from './after-close.ts'
+import { answer, refuse } from './answer.ts'
+import type { Core } from './core.ts'
+import { recoverRawBody } from './early-body.ts'
+import { hasClosed, type Exchange } from './exchange.ts'
+import { watchReply } from './handler.ts'
+import { Waiter } from './wait.ts'
+
+type Done = (error?: Error) => void
+
+/** Of claims that were granted too late to count. */
+const MAX_ROUNDS = 3
+
+/** Key, scope, claim: takes the key for this request, or learns who has it. */
+export function claimKey (exchange: Exchange, done: Done): void {
+  const { core, request, route } = exchange
+  const found = (key: string | undefined): void => withKey(exchange, key, done)
+  const failed = (thrown: unknown): void => {
+    const error = errorFrom(thrown)
+    if (error instanceof IdempotencyError) stop(exchange, error, done)
+    else done(error)
+  }
+  call(() => route.key === undefined ? readKey(request, core.config) : route.key(request), found, failed)
+}
+
+function withKey (exchange: Exchange, key: string | undefined, done: Done): void {
+  const { core, request, route } = exchange
+  if (key === undefined) {
+    if (route.required) return stop(exchange, keyMissing(core, request), done)
+    exchange.stepAside()
+    return done()
+  }
+  const error = keyError(key, route.maxKeyLength)
+  if (error instanceof IdempotencyError) return stop(exchange, error, done)
+  if (error !== null) return done(error)
+  const failed = (thrown: unknown): void => done(errorFrom(thrown))
+  call(() => route.scope(request), scope => {
+    try {
+      exchange.id = idOf(scope, key)
+    } catch (error) {
+      return failed(error)
+    }
+    exchange.key = key
+    claim(exchange, done)
+  }, failed)
+}
+
+/** Asks a function of the application's, which may answer with a promise. */
+function call<T> (ask: () => T | Promise<T>, done: (value: T) => void, failed: (thrown: unknown) => void): void {
+  let answer
+  try {
+    answer = ask()
+  } catch (thrown) {
+    return failed(thrown)
+  }
+  if (isPromise(answer)) answer.then(done, failed)
+  else done(answer)
+}
+
+function keyMissing (core: Core, { method }: FastifyRequest): IdempotencyError {
+  return new IdempotencyError('idempotency_key_missing',
+    `This ${method} requires the ${core.config.headerName} header. Send a fresh value, such as a UUID, for each ` +
+    'operation, and the same one with each retry.')
+}
+
+/** Refuses a request without its key before anything else is done for it. */
+export function refuseMissing (core: Core, request: FastifyRequest, reply: FastifyReply, route: RouteConfig, done: Done): void {
+  refuse(core, request, reply, route, keyMissing(core, request), done)
+}
+
+/** Refuses a request that has no claim, and does nothing more for it. */
+function stop (exchange: Exchange, error: IdempotencyError, done: Done): void {
+  exchange.stepAside()
+  answer(exchange, { refuse: error }, done)
+}
+
+/** Asks the store for the key. */
+function claim (exchange: Exchange, done: Done): void {
+  ask(exchange, (error, found, sent) => {
+    if (error !== null) return storeFailed(exchange, error, done)
+    granted(exchange, found as Claim, sent, done)
+  })
+}
+
+/** The claim's answer, and when it was asked for. A grant that came too late to count is asked for again. */
+function ask (exchange: Exchange, answered: (error: Error | null, found: Claim | undefined, sent: number) => void, round = 1): void {
+  const { core, route, storeKey, token } = exchange
+  const request = { token, lease: route.lease, ttl: route.ttl, takeover: route.abandoned === 'retry' }
+  const sent = performance.now()
+  core.calls.claim(storeKey, request, (error, found) => {
+    if (found === undefined) return answered(errorFrom(error), undefined, sent)
+    // Frozen since then: the key may have been taken over already. The token keeps it if not.
+    if (found.outcome === 'acquired' && performance.now() - sent >= route.lease) {
+      if (round < MAX_ROUNDS) return ask(exchange, answered, round + 1)
+      return answered(new Error(`The store takes longer to answer than the lease of ${route.lease} ms lasts`), undefined, sent)
+    }
+    answered(null, found, sent)
+  }, (_error, late) => {
+    // Granted after the request went on without it. A later claim may have it: the token is the same.
+    const unused = exchange.lease === undefined && exchange.waiter === undefined
+    if (unused && (late === undefined || late.outcome === 'acquired')) core.backlog.giveBack(exchange)
+  })
+}
+
+function storeFailed (exchange: Exchange, cause: Error, done: Done): void {
+  const { core, request, route, id } = exchange
+  const bypass = mayBypass(exchange, cause)
+  const then = bypass ? 'run unprotected' : 'refused'
+  request.log.error({ idempotencyId: id, err: loggable(cause) }, `idempotency: the key could not be claimed; the request is ${then}`)
+  // It may have been granted all the same: the answer alone was lost. After a timeout, the late answer tells.
+  if (!(cause instanceof StoreTimeout)) core.backlog.giveBack(exchange)
+  if (bypass) {
+    publish('store-error', request, exchange, { error: cause })
+    exchange.claim = 'bypassed'
+    exchange.reply.raw.once('close', () => exchange.body.discard())
+    return done()
+  }
+  const message = 'The idempotency store cannot be reached; the request was not run. Retry later.'
+  answer(exchange, { refuse: new IdempotencyError('idempotency_store_unavailable', message, { retryAfter: route.retryAfter, cause }) }, done)
+}
+
+/** A store that is away may be passed by; a record that cannot be read, or an answer that is none, may not. */
+function mayBypass ({ route }: Exchange, cause: Error): boolean {
+  return route.onStoreError === 'bypass' && !(cause instanceof UnreadableRecordError || cause instanceof StoreAnswerError)
+}
+
+function granted (exchange: Exchange, found: Claim, sent: number, done: Done): void {
+  exchange.claim = found
+  if (found.outcome !== 'acquired') return done()
+  startLease(exchange, found.takeover, sent)
+  // The client left, or was answered by a timeout, before anything ran: nobody will settle the key later.
+  if (hasClosed(exchange)) releaseUnused(exchange, () => done(cutOff()))
+  else done()
+}
+
+function startLease (exchange: Exchange, takeover: boolean, sent: number): void {
+  const { core, request, attempt, id } = exchange
+  exchange.lease = new Lease(exchange, sent)
+  exchange.headersBefore = exchange.reply.getHeaders()
+  core.renewals.add(exchange.lease)
+  watchReply(exchange)
+  watchClose(exchange)
+  if (!takeover) return
+  request.log.warn({ idempotencyId: id, attempt }, 'idempotency: the holder had died; its key was taken over')
+  publish('abandoned', request, exchange)
+}
+
+/** Replay or run: acts on what `claimKey` has learned. `waited`: the holder has been waited for long enough. */
+export function replayOrRun (exchange: Exchange, done: Done, waited = false): void {
+  const { core, claim: found, route, body, storeKey } = exchange
+  if (typeof found !== 'object' || found.outcome === 'acquired') return done()
+  // A holder in this process has told nobody yet what it read.
+  if (found.outcome === 'held' && found.fingerprint === '') found.fingerprint = core.renewals.fingerprintOf(storeKey)
+  const { inFlight } = route
+  const mayWait = found.outcome === 'held' && inFlight !== 'reject' && !waited
+  // A body that has been compared could not be parsed any more if the key came free.
+  if (mayWait && !body.whole) return wait(inFlight.wait)
+  if (!needsBody(found)) return give(evaluateClaim(found, '', route.retryAfter))
+  // Where its bytes may stand elsewhere, they are compared once the parser is done.
+  if (body.readEarly && !body.whole && !recoverRawBody(exchange)) return done()
+  body.drain('compare', error => {
+    if (error !== undefined) return failed(error)
+    try {
+      give(evaluateClaim(found, exchange.fingerprint, route.retryAfter))
+    } catch (thrown) {
+      // A route's own fingerprint function, or a kept response that cannot be sent: nobody else would catch it.
+      done(errorFrom(thrown))
+    }
+  }, limitFor(found))
+
+  function give (verdict: Verdict): void {
+    if (mayWait && 'refuse' in verdict && verdict.refuse.code === 'idempotency_in_progress') wait(inFlight.wait)
+    else answer(exchange, verdict, done)
+  }
+
+  function wait (ms: number): void {
+    exchange.waiter ??= new Waiter(exchange, ms)
+    waitForHolder(exchange, exchange.waiter, stillHeld => replayOrRun(exchange, done, stillHeld), done)
+  }
+
+  /** The largest body that can be the same: Fastify's parsers would refuse a larger one, too. */
+  function limitFor (taken: Taken): number {
+    return isLarge(fingerprintIn(taken)) ? Infinity : route.bodyLimit
+  }
+
+  function failed (error: Error): void {
+    // As Fastify does: the rest of the body is not wanted.
+    if ((error as { statusCode?: number }).statusCode === 413 && exchange.request.raw.httpVersionMajor === 1) exchange.reply.header('connection', 'close')
+    done(error)
+  }
+}
+
+/** Waits, asks again, and calls `next` with what it has learned. */
+function waitForHolder (exchange: Exchange, waiter: Waiter, next: (stillHeld: boolean) => void, done: Done): void {
+  waiter.turn(stillHeld => {
+    if (stillHeld) {
+      endWaiting(exchange, waiter)
+      return next(true)
+    }
+    ask(exchange, (error, found, sent) => {
+      if (error !== null && mayBypass(exchange, error)) {
+        // The holder is known to run: while the store is away, nobody may run beside it.
+        waiter.uncertain = true
+        return waitForHolder(exchange, waiter, next, done)
+      }
+      if (error === null && found?.outcome === 'held') {
+        exchange.claim = found
+        return next(false)
+      }
+      exchange.waiter = undefined
+      if (error !== null) return storeFailed(exchange, error, done)
+      granted(exchange, found as Claim, sent, error => error === undefined ? next(false) : done(error))
+    })
+  }, () => endWaiting(exchange, waiter))
+}
+
+/** A claim that was granted after its time must not keep a key that nobody uses. */
+function endWaiting (exchange: Exchange, waiter: Waiter): void {
+  exchange.waiter = undefined
+  if (waiter.uncertain) exchange.core.backlog.giveBack(exchange)
+}

@@ -1,0 +1,149 @@
+import { randomUUID } from 'node:crypto'
+import type { FastifyReply, FastifyRequest } from 'fastify'
+import type { RouteContext } from '../config/options.ts'
+import type { Holder, Lease } from '../lease/lease.ts'
+import { errorFrom } from '../lease/store-calls.ts'
+import { digestOf, fingerprintOf, stored } from '../protocol/fingerprint.ts'
+import type { Admission } from '../protocol/settlement.ts'
+import type { RequestBody } from '../request/body.ts'
+import type { Claim, Outcome } from '../stores/contract.ts'
+import type { Core } from './core.ts'
+import type { HandlerRun } from './handler-run.ts'
+import type { OutgoingReply } from './on-send.ts'
+import type { Waiter } from './wait.ts'
+
+const kExchange = Symbol('fastify-idempotency exchange')
+type Slot = { [kExchange]?: Exchange | undefined }
+
+/** The plugin's state of a request; `undefined` where it does nothing for it. */
+export function exchangeOf (request: FastifyRequest): Exchange | undefined {
+  return (request as Slot)[kExchange]
+}
+
+/** One request that may carry a key, and its reply, on their way through the plugin. */
+export class Exchange implements Holder {
+  readonly core: Core
+  readonly request: FastifyRequest
+  readonly reply: FastifyReply
+  readonly route: RouteContext
+  /** Its route was declared before the plugin was loaded, see instance-hooks.ts. */
+  readonly declaredEarly: boolean
+  readonly token = randomUUID()
+  readonly #url: string
+  body: RequestBody
+  admission: Admission = 'pending'
+  key = ''
+  id = ''
+  /** What the store has answered; `bypassed` where it did not, and the request runs unprotected. */
+  claim: Claim | 'bypassed' | undefined
+  /** Waits for the holder of the key. */
+  waiter: Waiter | undefined
+  /** The lease, where the key was granted. */
+  lease: Lease | undefined
+  /** What stood on the reply when the key was granted, for a reply that must be withheld. */
+  headersBefore: Record<string, unknown> | undefined
+  /** The handler's run, once it has begun. */
+  run: HandlerRun | undefined
+  /** Fastify has answered in the place of a handler that may still run. */
+  answeredFor = false
+  /** A reply was begun before the handler: the handler must not start. */
+  repliedEarly = false
+  /** The reply that is in our onSend hook. */
+  outgoing: OutgoingReply | undefined
+  /** How many replies have come to our onSend hook. */
+  passes = 0
+  /** The handler's own word on whether its reply is an outcome. */
+  override: 'keep' | 'release' | undefined
+  /** The kept outcome that answers this request, and its payload as hooks see it. */
+  replay: { outcome: Outcome, payload: string | Buffer | null } | undefined
+  /** When the response was over, by the monotonic clock. */
+  closedAt: number | undefined
+  #fingerprint = ''
+
+  constructor (core: Core, request: FastifyRequest, reply: FastifyReply, route: RouteContext, body: RequestBody, declaredEarly: boolean) {
+    this.core = core
+    this.request = request
+    this.#url = request.originalUrl
+    this.reply = reply
+    this.route = route
+    this.body = body
+    this.declaredEarly = declaredEarly
+    const slot = request as Slot
+    slot[kExchange] = this
+  }
+
+  /** From here on the plugin does nothing for this request, but let a body pass that nobody reads. */
+  stepAside (): void {
+    const slot = this.request as Slot
+    slot[kExchange] = undefined
+    this.reply.raw.once('close', () => this.body.discard())
+  }
+
+  get storeKey (): string {
+    return this.core.config.prefix + this.id
+  }
+
+  get attempt (): number {
+    const { claim } = this
+    return typeof claim === 'object' ? claim.attempt : 0
+  }
+
+  get heldSince (): number {
+    return this.lease?.claimedAt ?? 0
+  }
+
+  get started (): boolean {
+    return this.run !== undefined
+  }
+
+  get bodyLength (): number {
+    return this.body.length
+  }
+
+  /** Whether a reply with this status is an outcome: the handler's word counts before the route's. */
+  isCacheable (status: number): boolean {
+    return this.override === undefined ? this.route.cacheable(status) : this.override === 'keep'
+  }
+
+  /** Only once the body is whole. @throws what the route's own function throws. */
+  get fingerprint (): string {
+    if (this.#fingerprint === '') this.#fingerprint = stored(this.#compute(), this.body.length > this.route.bodyLimit)
+    return this.#fingerprint
+  }
+
+  knownFingerprint (): string {
+    try {
+      return this.body.whole ? this.fingerprint : ''
+    } catch {
+      // What a route's own function throws comes up where the request is answered.
+      return ''
+    }
+  }
+
+  #compute (): string {
+    const { request, route, body, key } = this
+    const target = route.constraints === undefined ? '' : route.constraints(request)
+    if (route.fingerprint === undefined) return fingerprintOf(key, request.method, this.#url + target, salt => body.digest(salt))
+    const narrowed = body.tooLarge ? randomUUID() : this.#narrow(route.fingerprint)
+    return fingerprintOf(key, request.method, pathOf(this.#url) + target, salt => digestOf(narrowed, salt))
+  }
+
+  #narrow (fingerprint: NonNullable<RouteContext['fingerprint']>): string | Buffer {
+    try {
+      return fingerprint(this.request, this.body.bytes())
+    } catch (thrown) {
+      throw errorFrom(thrown)
+    }
+  }
+}
+
+/** Whether the response is over, sent or not. HTTP/2's tells by its stream. */
+export function hasClosed ({ reply }: Exchange): boolean {
+  const raw = reply.raw as { destroyed?: boolean, stream?: { destroyed: boolean } | null }
+  return raw.destroyed === true || raw.stream?.destroyed === true
+}
+
+function pathOf (url: string): string {
+  const query = url.indexOf('?')
+  return query === -1 ? url : url.slice(0, query)
+}

@@ -1,0 +1,143 @@
+import type { FastifyReply, RouteHandlerMethod } from 'fastify'
+import { afterClose } from './after-close.ts'
+import { answerEarlyBody } from './early-body.ts'
+import { exchangeOf, hasClosed, type Exchange } from './exchange.ts'
+import { HandlerRun } from './handler-run.ts'
+
+/** Watches a handler to its end, which no hook tells where the client has left or Fastify has answered in its place. */
+export function wrapHandler (handler: RouteHandlerMethod): RouteHandlerMethod {
+  return function (request, reply) {
+    const exchange = exchangeOf(request)
+    if (exchange === undefined) return handler.call(this, request, reply)
+    if (exchange.body.readEarly && answerEarlyBody(exchange)) return undefined
+    if (exchange.lease === undefined) return handler.call(this, request, reply)
+    // A hook has replied, and Fastify could not tell: its reply still waits in an onSend hook.
+    if (exchange.repliedEarly) return undefined
+    checkFingerprint(exchange)
+    exchange.run = new HandlerRun()
+    const result: unknown = handler.call(this, request, reply)
+    if (result === undefined) return undefined
+    if (!isThenable(result)) {
+      exchange.run.phase = 'ended'
+      return result
+    }
+    const promise = (result as unknown) === reply || isPlainPromise(result) ? result : new Promise(resolve => { resolve(result) })
+    exchange.run.phase = 'promise'
+    promise.then(value => handlerEnded(exchange, value), () => handlerFailed(exchange))
+    return promise
+  }
+}
+
+/** A route's own `fingerprint` is asked before the handler: where it fails, nothing has happened yet. */
+export function checkFingerprint (exchange: Exchange): void {
+  if (exchange.route.fingerprint === undefined || !exchange.body.whole) return
+  try {
+    void exchange.fingerprint
+  } catch (error) {
+    exchange.admission = 'refused'
+    throw error
+  }
+}
+
+function isThenable (value: unknown): value is PromiseLike<unknown> {
+  return typeof (value as PromiseLike<unknown> | null)?.then === 'function'
+}
+
+/** Others, such as query builders, may do their work at each `then`: they are asked once, by a promise. */
+function isPlainPromise (value: PromiseLike<unknown>): boolean {
+  return value instanceof Promise && value.then === Promise.prototype.then
+}
+
+/** Notes what is sent from the claim on; the same functions for all, since V8 promotes objects that each have their own. */
+export function watchReply (exchange: Exchange): void {
+  const { reply } = exchange
+  const watched = reply as WatchedReply
+  if (watched[kSend] !== undefined) return
+  watched[kSend] = reply.send
+  watched[kThen] = reply.then
+  reply.send = send
+  reply.then = then
+}
+
+const kSend = Symbol('fastify-idempotency send')
+const kThen = Symbol('fastify-idempotency then')
+interface WatchedReply { [kSend]?: FastifyReply['send'], [kThen]?: FastifyReply['then'] }
+
+const send = function (this: FastifyReply, payload?: unknown) {
+  const exchange = exchangeOf(this.request)
+  if (exchange !== undefined) noteSend(exchange, payload)
+  return ((this as WatchedReply)[kSend] as FastifyReply['send']).call(this, payload)
+} as FastifyReply['send']
+
+const then: FastifyReply['then'] = function (this: FastifyReply, fulfilled, rejected) {
+  const run = exchangeOf(this.request)?.run
+  // Of a reply that has left, it says nothing.
+  if (run !== undefined && !this.sent) run.returnedReply = true
+  return ((this as WatchedReply)[kThen] as FastifyReply['then']).call(this, fulfilled, rejected)
+}
+
+function noteSend (exchange: Exchange, payload: unknown): void {
+  const { run } = exchange
+  if (isTimeout(payload)) return noteTimeout(exchange)
+  if (run === undefined) {
+    exchange.repliedEarly = true
+  } else if (!exchange.answeredFor) {
+    run.replied = true
+  } else if (exchange.reply.sent && run.phase !== 'ended' && run.phase !== 'empty') {
+    // The late reply of a handler that was answered for is all that is heard of its end.
+    run.replied = true
+    if (payload instanceof Error) handlerFailed(exchange)
+    else handlerEnded(exchange, payload)
+  }
+}
+
+/** Called when an async handler has settled, with what it resolved to. */
+export function handlerEnded (exchange: Exchange, value: unknown): void {
+  const { run } = exchange
+  if (run === undefined) return
+  run.end(value)
+  if (exchange.answeredFor || hasClosed(exchange)) afterClose(exchange, performance.now())
+}
+
+/** Called when a handler has failed. Fastify tells, unless the reply is over. */
+export function handlerFailed (exchange: Exchange): void {
+  const { run, reply } = exchange
+  if (run === undefined) return
+  run.phase = 'ended'
+  if (exchange.answeredFor || (reply.sent && hasClosed(exchange))) afterClose(exchange, performance.now(), true)
+}
+
+/** Fastify answers in the handler's place. A reply that is on its way already is not overtaken. */
+export function noteTimeout (exchange: Exchange): void {
+  if (exchange.outgoing !== undefined) return
+  exchange.answeredFor = true
+  if (exchange.run === undefined) exchange.repliedEarly = true
+  else listenForLateReply(exchange)
+}
+
+export function isTimeout (error: unknown): boolean {
+  return (error as { code?: unknown } | null | undefined)?.code === 'FST_ERR_HANDLER_TIMEOUT'
+}
+
+/** What a callback handler may still do to a reply that has left, beside `send`: all that is heard of its end. */
+function listenForLateReply (exchange: Exchange): void {
+  const { reply } = exchange
+  const late = (): void => {
+    if (reply.sent && exchange.run?.phase !== 'promise') handlerEnded(exchange, undefined)
+  }
+  const { hijack, callNotFound } = reply
+  reply.hijack = function () {
+    late()
+    return hijack.call(this)
+  }
+  reply.callNotFound = function () {
+    late()
+    return callNotFound.call(this)
+  }
+  const { raw } = reply
+  const end = raw.end as (...args: unknown[]) => typeof raw
+  raw.end = ((...args: unknown[]) => {
+    late()
+    return end.apply(raw, args)
+  }) as typeof raw.end
+}

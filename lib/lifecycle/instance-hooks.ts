@@ -1,0 +1,160 @@
+import { tracingChannel } from 'node:diagnostics_channel'
+import type { Readable } from 'node:stream'
+import type { FastifyInstance, FastifyRequest } from 'fastify'
+import { presentedConstraints, routeConfig, type RouteContext } from '../config/options.ts'
+import { errorFrom } from '../lease/store-calls.ts'
+import type { Core } from './core.ts'
+import { answerEarlyBody } from './early-body.ts'
+import { exchangeOf, type Exchange } from './exchange.ts'
+import { checkFingerprint, handlerEnded, handlerFailed } from './handler.ts'
+import { HandlerRun } from './handler-run.ts'
+import { onSend } from './on-send.ts'
+import { begin, claimAndAct, needKey, noteError, type Done } from './route-hooks.ts'
+
+/**
+ * The second way in, for routes that were declared before the plugin was loaded: hooks of the instance, each of
+ * which runs after all of the stage before it.
+ */
+export function addInstanceHooks (core: Core, instance: FastifyInstance): void {
+  const routes = new EarlyRoutes(core, instance)
+  const tracing = new HandlerTracing(core)
+  instance.addHook('preParsing', (request, reply, payload, done) => {
+    if (exchangeOf(request) !== undefined) return done()
+    let route
+    try {
+      route = routes.of(request)
+    } catch (error) {
+      return done(error as Error)
+    }
+    if (route === undefined) return done()
+    tracing.start()
+    const exchange = begin(core, request, reply, route, payload as Readable, true)
+    if (exchange === undefined) return needKey(core, request, reply, route, done as Done)
+    if (route.hook === 'preHandler') return done(tooLate(request))
+    if (route.hook === 'onRequest') return claimAndAct(exchange, done as Done)
+    done()
+  })
+  instance.addHook('preValidation', (request, _reply, done) => {
+    const exchange = earlyOf(request)
+    if (exchange === undefined) return done()
+    exchange.admission = 'admitted'
+    if (exchange.route.hook !== 'preParsing') return beforeHandler(exchange, done as Done)
+    claimAndAct(exchange, error => {
+      if (error !== undefined) done(error)
+      else beforeHandler(exchange, done as Done)
+    })
+  })
+  instance.addHook('preHandler', (request, _reply, done) => {
+    const exchange = earlyOf(request)
+    if (exchange?.route.hook !== 'preValidation') return done()
+    claimAndAct(exchange, error => {
+      if (error !== undefined) done(error)
+      else beforeHandler(exchange, done as Done)
+    })
+  })
+  instance.addHook('onError', (request, _reply, error, done) => noteError(earlyOf(request), error, done as Done))
+  instance.addHook('onSend', onSend(true, () => false))
+  instance.addHook('onClose', (_instance, done) => {
+    tracing.stop()
+    done()
+  })
+}
+
+/** The state of a request whose route was declared earlier. */
+function earlyOf (request: FastifyRequest): Exchange | undefined {
+  const exchange = exchangeOf(request)
+  return exchange?.declaredEarly === true ? exchange : undefined
+}
+
+/** What the handler's wrapper does elsewhere: no hook of ours comes later. */
+function beforeHandler (exchange: Exchange, done: Done): void {
+  try {
+    if (exchange.body.readEarly && answerEarlyBody(exchange)) return
+    if (exchange.lease !== undefined) checkFingerprint(exchange)
+  } catch (thrown) {
+    return done(errorFrom(thrown))
+  }
+  done()
+}
+
+/** Whether and how routes take part that `onRoute` has not shown. */
+class EarlyRoutes {
+  readonly #core: Core
+  readonly #known = new WeakMap<object, RouteContext | null>()
+  readonly #seen = new WeakSet<object>()
+
+  constructor (core: Core, instance: FastifyInstance) {
+    this.#core = core
+    instance.addHook('onRoute', route => {
+      // A copy: the user's own object may also serve a route that was declared earlier.
+      route.config = { ...route.config }
+      this.#seen.add(route.config)
+    })
+  }
+
+  /** @throws {TypeError} naming the route when its options are wrong. */
+  of (request: FastifyRequest): RouteContext | undefined {
+    if (request.is404) return undefined
+    const { config, method, url, bodyLimit } = request.routeOptions
+    if (this.#seen.has(config)) return undefined
+    let route = this.#known.get(config)
+    if (route === undefined) {
+      const found = routeConfig(this.#core.config, config.idempotency, [method].flat(), String(url))
+      route = found?.covered.has(request.method) !== true
+        ? null
+        : { ...found.route, bodyLimit: bodyLimit as number, constraints: presentedConstraints(request.server) }
+      this.#known.set(config, route)
+    }
+    return route ?? undefined
+  }
+}
+
+/**
+ * Handlers of routes declared earlier cannot be wrapped; Fastify's tracing channels tell their start, and their end
+ * unless they hijack. Listened to from the first request of such a route on.
+ */
+class HandlerTracing {
+  readonly #core: Core
+  readonly #channel = tracingChannel('fastify.request.handler')
+  #started = false
+
+  constructor (core: Core) {
+    this.#core = core
+  }
+
+  start (): void {
+    if (this.#started) return
+    this.#started = true
+    this.#channel.start.subscribe(this.#onStart)
+    this.#channel.asyncEnd.subscribe(this.#onAsyncEnd)
+  }
+
+  stop (): void {
+    this.#channel.start.unsubscribe(this.#onStart)
+    this.#channel.asyncEnd.unsubscribe(this.#onAsyncEnd)
+  }
+
+  #onStart = (message: unknown): void => {
+    const exchange = this.#exchangeIn(message)
+    if (exchange?.lease?.state === 'held') exchange.run = new HandlerRun()
+  }
+
+  #onAsyncEnd = (message: unknown): void => {
+    const exchange = this.#exchangeIn(message)
+    if (exchange === undefined) return
+    if ((message as { error?: unknown }).error === undefined) handlerEnded(exchange, undefined)
+    else handlerFailed(exchange)
+  }
+
+  /** The channels are the process's: other instances' handlers are told as well. */
+  #exchangeIn (message: unknown): Exchange | undefined {
+    const exchange = earlyOf((message as { request: FastifyRequest }).request)
+    return exchange?.core === this.#core ? exchange : undefined
+  }
+}
+
+function tooLate (request: FastifyRequest): Error {
+  return new Error(`fastify-idempotency: ${request.method} ${String(request.routeOptions.url)} was declared before ` +
+    'the plugin was loaded, so that hook: \'preHandler\' cannot be honoured; write `await app.register(idempotency)` ' +
+    'before the route')
+}

@@ -1,0 +1,226 @@
+import type { FastifyReply, FastifyRequest, onSendHookHandler } from 'fastify'
+import { settle } from '../lease/settle.ts'
+import { errorFrom } from '../lease/store-calls.ts'
+import { whenReplying } from '../protocol/settlement.ts'
+import { capture, isAscii, isResponse, resetHeaders, unreplayable, unwrapResponse, WITHOUT_CONTENT } from '../response/outcome.ts'
+import { isStream, tee, type ByteStream } from '../response/tee.ts'
+import type { Outcome } from '../stores/contract.ts'
+import { isBetterAsBytes, replacedPayload, replayedPayload } from './answer.ts'
+import { exchangeOf, type Exchange } from './exchange.ts'
+
+type Done = (error?: Error | null, payload?: unknown) => void
+
+/** A reply that is held back in our hook: what it was when it came, since others may go on to change it. */
+export interface OutgoingReply {
+  status: number
+  headers: Record<string, unknown>
+  /** Somebody has asked whether the reply was sent, and may have tried to send another. */
+  overtaken: boolean
+}
+
+/** A reply that goes on at once needs nothing of this. */
+const PASSING: OutgoingReply = { status: 0, headers: {}, overtaken: false }
+
+/**
+ * The onSend hook: the outcome is in the store before the reply leaves. It costs a property read where nothing is
+ * to be stored. `isLast`: whether no hook of another comes after it.
+ */
+export function onSend (declaredEarly: boolean, isLast: () => boolean): onSendHookHandler<unknown> {
+  return (request, reply, payload, done) => {
+    const exchange = exchangeOf(request)
+    if (exchange?.declaredEarly !== declaredEarly) return done()
+    // A second reply, which Fastify would refuse.
+    if (exchange.outgoing !== undefined) {
+      return request.log.warn({ idempotencyId: exchange.id }, 'idempotency: a reply is already on its way; this one is dropped')
+    }
+    const { replay, lease, claim, body } = exchange
+    if (replay !== undefined) return done(null, replayedPayload(exchange, replay, isLast()))
+    if (lease === undefined || lease.isFinal) {
+      // Answered by another hook, before the key was claimed, or with a refusal.
+      if (claim !== 'bypassed') body.discard()
+      return done()
+    }
+    if (lease.isOver && reply.raw.headersSent) return done()
+    pass(exchange, payload, isLast(), done as Done)
+  }
+}
+
+function pass (exchange: Exchange, payload: unknown, last: boolean, done: Done): void {
+  exchange.outgoing = PASSING
+  exchange.passes++
+  if (exchange.run === undefined) exchange.repliedEarly = true
+  try {
+    decide(exchange, payload, last, done)
+  } catch (error) {
+    // A function among the options has failed, or it is a response that cannot be sent; unless Fastify has thrown.
+    if (exchange.outgoing === undefined) throw error
+    leave(exchange, done, errorFrom(error))
+  }
+  if (exchange.outgoing === PASSING) holdBack(exchange)
+}
+
+function decide (exchange: Exchange, payload: unknown, last: boolean, done: Done): void {
+  const { reply, body, admission, answeredFor, started } = exchange
+  const content = isResponse(payload) ? unwrapResponse(reply, payload) : payload
+  const cacheable = !answeredFor && exchange.isCacheable(reply.statusCode)
+  switch (whenReplying({ answeredFor, cacheable, admission, bodyWhole: body.whole, started })) {
+    case 'leave': return leave(exchange, done, null, content)
+    case 'release': return release(exchange, content, done)
+    case 'complete': return complete(exchange, content, last, done)
+    case 'read':
+      if (isStream(content)) return complete(exchange, content, last, done)
+      return readBody(exchange, copied(content), last, done)
+  }
+}
+
+/** The rest of the body decides: whole, the reply is an outcome; cut off, it is none. */
+function readBody (exchange: Exchange, content: unknown, last: boolean, done: Done): void {
+  exchange.lease?.to('collecting')
+  exchange.body.drain('keep', error => {
+    undoOvertaking(exchange)
+    try {
+      if (error === undefined) complete(exchange, content, last, done)
+      else release(exchange, content, done)
+    } catch (thrown) {
+      if (exchange.outgoing === undefined) throw thrown
+      leave(exchange, done, errorFrom(thrown))
+    }
+  })
+}
+
+function release (exchange: Exchange, content: unknown, done: Done): void {
+  // The stream may be the request's own body, read by the response.
+  if (!isStream(content)) exchange.body.discard()
+  settleReply(exchange, undefined, content, done)
+}
+
+function complete (exchange: Exchange, content: unknown, last: boolean, done: Done): void {
+  const { reply, route } = exchange
+  const headers = reply.getHeaders()
+  const fingerprint = exchange.body.whole ? fingerprintOf(exchange) : ''
+  let outcome = capture(reply, headers, fingerprint, route.replayHeaders)
+  // Fastify sends a 204 without the type that it has given a payload (RFC 9110, section 8.6).
+  if (outcome.status === 204 && content !== undefined && content !== null) {
+    outcome.headers = outcome.headers.filter(([name]) => name !== 'content-type')
+  }
+  if (isStream(content)) {
+    if (!WITHOUT_CONTENT.has(outcome.status)) return leave(exchange, done, null, storeStream(exchange, outcome, content))
+    // Fastify ends such a response at once, whatever its stream does.
+    if ('on' in content) content.on('error', () => {})
+    return settleReply(exchange, outcome, content, done)
+  }
+  let payload = content
+  if (typeof content === 'string' || Buffer.isBuffer(content)) {
+    outcome.text = typeof content === 'string'
+    if (outcome.text && last && isBetterAsBytes(content) && isAscii(Object.values(headers))) payload = Buffer.from(content)
+    outcome.body = payload as string | Buffer
+    if (Buffer.byteLength(outcome.body) > route.maxResponseBytes) outcome = unreplayable(outcome.status, outcome.fingerprint)
+  } else if (content !== undefined && content !== null) {
+    // Fastify refuses such a payload after onSend (FST_ERR_REP_INVALID_PAYLOAD_TYPE).
+    return leave(exchange, done, null, content)
+  }
+  settleReply(exchange, outcome, payload, done)
+}
+
+/** Where the route's own function fails after the handler, the outcome is known to none: it must not run again. */
+function fingerprintOf (exchange: Exchange): string {
+  try {
+    return exchange.fingerprint
+  } catch (error) {
+    if (!exchange.started) throw error
+    exchange.request.log.error({ idempotencyId: exchange.id, err: error }, 'idempotency: the option "fingerprint" has failed after the handler')
+    return ''
+  }
+}
+
+function settleReply (exchange: Exchange, outcome: Outcome | undefined, payload: unknown, done: Done): void {
+  const { core, lease, reply } = exchange
+  if (lease === undefined) return
+  let sent = payload
+  settle(core, lease, { outcome, status: reply.statusCode }, instead => {
+    if (instead === undefined) return leave(exchange, done, null, sent)
+    undoOvertaking(exchange)
+    const { error, payload } = replacedPayload(exchange, instead)
+    leave(exchange, done, error, payload)
+  })
+  if (exchange.outgoing === undefined) return
+  // The reply waits: whoever made the payload may use its memory again.
+  sent = copied(payload)
+  if (outcome !== undefined && Buffer.isBuffer(outcome.body)) outcome.body = sent as Buffer
+}
+
+function copied (payload: unknown): unknown {
+  return Buffer.isBuffer(payload) ? Buffer.from(payload) : payload
+}
+
+/** Stores a stream when it ends, once the request's body is whole as well, and unless another reply has come instead. */
+function storeStream (exchange: Exchange, outcome: Outcome, source: ByteStream): unknown {
+  const { core, lease, body, route, passes } = exchange
+  lease?.to('collecting')
+  const end = (result: Outcome | undefined): Promise<boolean> => new Promise(resolve => {
+    if (lease === undefined || passes !== exchange.passes) return resolve(true)
+    settle(core, lease, { outcome: result, status: outcome.status }, instead => resolve(instead === undefined))
+  })
+  const whole = (): Promise<boolean> => new Promise(resolve => {
+    if (body.whole) resolve(true)
+    else body.drain('keep', error => resolve(error === undefined))
+  })
+  return tee(source, route.maxResponseBytes,
+    async bytes => {
+      if (!await whole()) return await end(undefined)
+      const fingerprint = fingerprintOf(exchange)
+      return await end(bytes === undefined ? unreplayable(outcome.status, fingerprint) : { ...outcome, fingerprint, body: bytes })
+    },
+    async () => { if (lease?.state === 'collecting') await end(undefined) })
+}
+
+function leave (exchange: Exchange, done: Done, error: Error | null, payload?: unknown): void {
+  undoOvertaking(exchange)
+  const { outgoing, request, reply } = exchange
+  exchange.outgoing = undefined
+  if (outgoing === PASSING) return done(error, payload)
+  try {
+    done(error, payload)
+  } catch (thrown) {
+    sendFailed(request, reply, thrown)
+  }
+}
+
+/**
+ * While a reply is held back it counts as sent, as it would be without a hook that waits: no other reply overtakes
+ * it, and no handler starts after a hook's.
+ */
+function holdBack (exchange: Exchange): void {
+  const { reply } = exchange
+  exchange.outgoing = { status: reply.statusCode, headers: reply.getHeaders(), overtaken: false }
+  Object.defineProperty(reply, 'sent', SENT)
+}
+
+const SENT: PropertyDescriptor & ThisType<FastifyReply> = {
+  configurable: true,
+  enumerable: true,
+  get () {
+    const outgoing = exchangeOf(this.request)?.outgoing
+    if (outgoing === undefined) return Reflect.get(Object.getPrototypeOf(this) as object, 'sent', this) as boolean
+    if (outgoing !== PASSING) outgoing.overtaken = true
+    return true
+  }
+}
+
+/** A reply that came meanwhile may have set a status and headers of its own. */
+function undoOvertaking ({ outgoing, reply }: Exchange): void {
+  if (outgoing?.overtaken !== true) return
+  outgoing.overtaken = false
+  resetHeaders(reply, outgoing.headers)
+  reply.code(outgoing.status)
+}
+
+/** Fastify throws from `done` what writeHead refuses; after a wait for the store nobody else would catch it. */
+function sendFailed (request: FastifyRequest, reply: FastifyReply, error: unknown): void {
+  if (reply.raw.headersSent) {
+    request.log.error({ err: error }, 'idempotency: the reply could not be sent')
+    reply.raw.destroy()
+  } else {
+    reply.send(error)
+  }
+}

@@ -1,0 +1,132 @@
+import type { Readable } from 'node:stream'
+import type { FastifyInstance, FastifyReply, FastifyRequest, RouteOptions as FastifyRoute } from 'fastify'
+import { constraintsOf, isLate, routeConfig, type RouteContext } from '../config/options.ts'
+import { participants } from '../config/participants.ts'
+import { RequestBody } from '../request/body.ts'
+import { replayFailed } from './answer.ts'
+import { claimKey, refuseMissing, replayOrRun } from './claim.ts'
+import type { Core } from './core.ts'
+import { Exchange, exchangeOf, hasClosed } from './exchange.ts'
+import { isTimeout, noteTimeout, watchReply, wrapHandler } from './handler.ts'
+import { onSend } from './on-send.ts'
+
+export type Done = (error?: Error) => void
+
+/**
+ * Puts the plugin on one route that is being declared: every hook at the end of its stage.
+ * Arrays are made anew: those in `route` are the user's own.
+ */
+export function addRouteHooks (core: Core, instance: FastifyInstance, declared: FastifyRoute): void {
+  const methods = [declared.method].flat().map(method => method.toUpperCase())
+  const found = routeConfig(core.config, declared.config?.idempotency, methods, declared.url)
+  if (found === undefined) return
+  const { route: config, covered } = found
+  participants.set(declared, { config: { ...core.config, route: config }, covered, instance })
+  const route: RouteContext = {
+    ...config,
+    bodyLimit: declared.bodyLimit ?? instance.initialConfig.bodyLimit as number,
+    constraints: constraintsOf(declared.constraints as Record<string, unknown> | undefined)
+  }
+  const several = methods.some(method => !covered.has(method))
+  const takesPart = (request: FastifyRequest): boolean => !several || covered.has(request.method)
+
+  let last: boolean | undefined
+  const onRequest = (request: FastifyRequest, reply: FastifyReply, done: Done): void => {
+    if (!takesPart(request)) return done()
+    const exchange = begin(core, request, reply, route, request.raw, false)
+    if (exchange === undefined) return needKey(core, request, reply, route, done)
+    // A hook that another plugin has put behind this one must have its say first.
+    last ??= [declared.onRequest].flat().at(-1) === onRequest
+    if (last && route.hook === 'onRequest') claimKey(exchange, done)
+    else done()
+  }
+  append(declared, 'onRequest', onRequest)
+  const preParsing = (request: FastifyRequest, _reply: FastifyReply, payload: Readable, done: Done): void => endOfPreParsing(request, payload, done)
+  append(declared, 'preParsing', preParsing)
+  const late = (request: FastifyRequest, _reply: FastifyReply, done: Done): void => claimAndAct(exchangeOf(request), done)
+  if (isLate(route.hook)) append(declared, route.hook, late)
+  append(declared, 'onError', (request: FastifyRequest, _reply: FastifyReply, error: Error, done: Done) => noteError(exchangeOf(request), error, done))
+  // What is kept is uncompressed: each client gets an encoding that it accepts.
+  const own = [declared.onSend ?? []].flat()
+  let final: boolean | undefined
+  const isLast = (): boolean => {
+    final ??= [declared.onSend].flat().at(-1) === storing
+    return final
+  }
+  const storing = onSend(false, isLast)
+  declared.onSend = core.compressed ? [storing, ...own] : [...own, storing]
+  declared.handler = wrapHandler(declared.handler)
+  const claiming = { onRequest: undefined, preParsing, preValidation: late, preHandler: late }[route.hook]
+  core.warnings.add(declared, route.hook, claiming, core.compressed ? own.length : 0)
+}
+
+/** Starts to watch the request's body if the request may carry a key. */
+export function begin (core: Core, request: FastifyRequest, reply: FastifyReply, route: RouteContext, stream: Readable, declaredEarly: boolean): Exchange | undefined {
+  if (route.key === undefined && request.headers[core.config.header] === undefined) return undefined
+  const body = new RequestBody(request, stream, route.fingerprint !== undefined)
+  const exchange = new Exchange(core, request, reply, route, body, declaredEarly)
+  // Until a later stage a hook may reply, and Fastify go on all the same.
+  if (isLate(route.hook)) watchReply(exchange)
+  return exchange
+}
+
+export function needKey (core: Core, request: FastifyRequest, reply: FastifyReply, route: RouteContext, done: Done): void {
+  if (route.required) refuseMissing(core, request, reply, route, done)
+  else done()
+}
+
+function endOfPreParsing (request: FastifyRequest, payload: Readable, done: Done): void {
+  const exchange = exchangeOf(request)
+  if (exchange === undefined) return done()
+  const { body, route } = exchange
+  exchange.admission = 'admitted'
+  // A hook that has read the body may have made another stream of its bytes.
+  if (body.readEarly && payload !== request.raw) exchange.body = new RequestBody(request, payload, route.fingerprint !== undefined)
+  else body.replacedBy(payload)
+  if (isLate(route.hook)) done()
+  else claimAndAct(exchange, done)
+}
+
+/** Takes the key, unless that was done before, and acts on the answer. */
+export function claimAndAct (exchange: Exchange | undefined, done: Done): void {
+  if (exchange === undefined) return done()
+  // A hook has replied, and Fastify could not tell: what is under way must not be told that it may run.
+  if (exchange.claim === undefined && exchange.repliedEarly) return
+  if (exchange.claim !== undefined) return replayOrRun(exchange, done)
+  claimKey(exchange, error => {
+    if (error !== undefined) done(error)
+    else replayOrRun(exchange, done)
+  })
+}
+
+/** Marks replies that Fastify sends in a handler's place, or in that of a replay which failed, and bodies that a parser refused. */
+export function noteError (exchange: Exchange | undefined, error: Error, done: Done): void {
+  if (exchange === undefined) return done()
+  const { replay, run, body, declaredEarly } = exchange
+  // The client has left before the first byte: the stream still decides, and nobody is there for an error.
+  if (isStreamOfNobody(exchange, error)) return
+  if (replay !== undefined) {
+    // Answered: nothing of the error goes on.
+    if (replayFailed(exchange, error)) return
+  } else if (isTimeout(error)) {
+    noteTimeout(exchange)
+  } else if (run === undefined && !body.whole) {
+    exchange.admission = 'refused'
+  } else if (declaredEarly && body.present && exchange.admission === 'pending') {
+    // No hook of ours stands between the parser and the hooks of a route declared earlier.
+    exchange.admission = 'admitted'
+  }
+  done()
+}
+
+function isStreamOfNobody (exchange: Exchange, error: Error): boolean {
+  const { code } = error as NodeJS.ErrnoException
+  return exchange.lease?.state === 'collecting' && code === 'ERR_STREAM_PREMATURE_CLOSE' && hasClosed(exchange)
+}
+
+type HookName = 'onRequest' | 'preParsing' | 'preValidation' | 'preHandler' | 'onError'
+
+function append (route: FastifyRoute, name: HookName, hook: unknown): void {
+  const hooks = route as unknown as Record<HookName, unknown>
+  hooks[name] = [...[hooks[name] ?? []].flat(), hook]
+}

@@ -1,0 +1,62 @@
+import type { FastifyRequest } from 'fastify'
+import { exchangeOf, type Exchange } from './exchange.ts'
+
+interface Members {
+  /** True in hooks that run on a replay. */
+  readonly replayed: boolean
+  /** 1 for the first execution of this key, 2 after a takeover or a freed failure, … */
+  readonly attempt: number
+  /** Aborted when the lease is lost: another request may hold the key now. */
+  readonly signal: AbortSignal
+  /** Keep this reply though its status says no. */
+  readonly keep: () => void
+  /** Do not keep this reply though its status says yes; the key is free again. */
+  readonly release: () => void
+}
+
+/** What a handler sees as `request.idempotency`: always an object, also where the plugin does nothing for the request. */
+export type RequestIdempotency = Members & (
+  | {
+    /** The idempotency key, as the client sent it. */
+    readonly key: string
+    /** Names scope and key, hashed: letters and digits, the same on every instance. */
+    readonly id: string
+  }
+  | { readonly key: null, readonly id: null }
+)
+
+const kView = Symbol('fastify-idempotency view')
+
+/** The public side of a request's state: made when it is asked for, and live, since hooks may ask before the key is claimed. */
+export function viewOf (request: FastifyRequest): RequestIdempotency {
+  const slot = request as { [kView]?: RequestIdempotency }
+  return slot[kView] ??= makeView(request)
+}
+
+/** A logger and JSON.stringify see what is enumerable. */
+function makeView (request: FastifyRequest): RequestIdempotency {
+  const claimed = (): Exchange | undefined => {
+    const exchange = exchangeOf(request)
+    return exchange === undefined || exchange.id === '' ? undefined : exchange
+  }
+  const decide = (override: 'keep' | 'release'): void => {
+    const exchange = claimed()
+    if (exchange !== undefined) exchange.override = override
+  }
+  const view = {
+    get id () { return claimed()?.id ?? null },
+    get attempt () { return claimed()?.attempt || 1 },
+    get replayed () { return claimed()?.replay !== undefined }
+  }
+  return Object.defineProperties(view, {
+    key: { get: () => claimed()?.key ?? null },
+    signal: { get: () => claimed()?.lease?.signal ?? neverAborted() },
+    keep: { value: () => decide('keep') },
+    release: { value: () => decide('release') }
+  }) as RequestIdempotency
+}
+
+/** A new one each time: listeners on a shared one would pile up. */
+function neverAborted (): AbortSignal {
+  return new AbortController().signal
+}

@@ -1,0 +1,239 @@
+import { createHash, hash, randomUUID, type Hash } from 'node:crypto'
+import { Readable } from 'node:stream'
+import type { FastifyRequest } from 'fastify'
+import { MultipartHash, multipartOf } from './multipart.ts'
+import { readAhead } from './read-ahead.ts'
+
+/** Encodings, beside UTF-8, whose text tells every byte; `null`: a stream of texts, which are the body themselves. */
+const EXACT = new Set<string | null>([null, 'latin1', 'binary', 'hex', 'base64', 'base64url'])
+
+/** Used within one call only. */
+const SCRATCH = Buffer.allocUnsafeSlow(65_536)
+
+/** Where a stream has the body that watches it, for `unshift`. */
+const kBody = Symbol('fastify-idempotency body')
+
+/** Hashes a request's body while it passes, in constant memory and without replacing the stream. */
+export class RequestBody {
+  /** There is something to read, if only for a parser that will find it empty. */
+  readonly present: boolean
+  /** Every byte has arrived. */
+  whole: boolean
+  /** Somebody had begun to read before: these bytes are not all here, but by `substitute`. */
+  readonly readEarly: boolean
+  /** Bytes that have arrived. */
+  length = 0
+  /** More than the route's `bodyLimit` with `collect`: the bytes are not there. */
+  tooLarge = false
+  readonly #stream: Readable
+  readonly #request: FastifyRequest
+  readonly #collect: boolean
+  /** All chunks with `collect`, else the first. */
+  readonly #chunks: Buffer[] = []
+  #hash: Hash | undefined
+  /** Stands in the place of `#hash` until the body's end. */
+  #multipart: MultipartHash | undefined
+  /** Counts as well where it says what the bytes mean. */
+  #type = ''
+  #ambiguous = false
+  #cut = false
+  /** Bytes that may come while the body is compared; `Infinity` where a parser or a handler reads it. */
+  #limit = Infinity
+  /** Bytes that a reader has put back: they come a second time. */
+  #again = 0
+  #waiting: Array<(error?: Error) => void> | undefined
+  #stopWatching: (() => void) | undefined
+
+  /** `collect`: keep the bytes, for `bytes()`; otherwise only their digest. */
+  constructor (request: FastifyRequest, stream: Readable, collect: boolean) {
+    this.#request = request
+    this.#stream = stream
+    this.#collect = collect
+    this.present = hasBody(request)
+    this.readEarly = this.present && stream.readableDidRead
+    this.whole = !this.present || (stream.readableEnded && !this.readEarly)
+    if (this.whole || this.readEarly) return
+    const multipart = collect ? undefined : multipartOf(request.headers['content-type'])
+    if (multipart !== undefined) {
+      this.#type = multipart.type
+      if (multipart.boundary !== undefined) this.#multipart = new MultipartHash(multipart.boundary)
+    }
+    // Unlike on('data'), which a Readable overrides, this does not make the stream flow: only whoever reads the body may do that.
+    stream.prependListener('data', this.#onData)
+    stream.on('end', this.#onEnd)
+    const tapped = stream as Readable & { [kBody]?: RequestBody }
+    tapped[kBody] = this
+    tapped.unshift = unshift
+    if (stream !== request.raw) stream.on('error', () => {})
+  }
+
+  /** Takes `bytes` for the whole body, which was read before. */
+  substitute (bytes: Buffer): void {
+    this.#chunks[0] = bytes
+    this.length = bytes.length
+    this.whole = true
+  }
+
+  /** A hook has made another stream of ours, which may fail with nobody else there. */
+  replacedBy (payload: Readable): void {
+    if (!this.whole && payload !== this.#stream) payload.on('error', () => {})
+  }
+
+  /** The SHA-256 of the body (of its parts, where it is multipart), `salt` and the salt's length in bytes; only once it is whole. */
+  digest (salt: string): string {
+    const typed = this.#type === '' ? salt : `${this.#type}\n${salt}`
+    const suffix = this.#ambiguous ? typed + randomUUID() : typed
+    const [first] = this.#chunks
+    const bodyLength = this.#hash === undefined ? first?.length ?? 0 : Infinity
+    // One shot over one piece of memory is the cheapest way to hash a small body.
+    if (bodyLength + suffix.length * 3 + 4 <= SCRATCH.length) {
+      first?.copy(SCRATCH)
+      const suffixLength = SCRATCH.write(suffix, bodyLength)
+      return hash('sha256', SCRATCH.subarray(0, SCRATCH.writeUInt32BE(suffixLength, bodyLength + suffixLength)), 'base64url')
+    }
+    const tail = Buffer.alloc(4)
+    tail.writeUInt32BE(Buffer.byteLength(suffix))
+    return (this.#hash ?? createHash('sha256').update(first ?? '')).update(suffix).update(tail).digest('base64url')
+  }
+
+  /** The body; only once it is whole, with `collect`, and not `tooLarge`. */
+  bytes (): Buffer {
+    return Buffer.concat(this.#chunks)
+  }
+
+  /**
+   * Reads what nobody else will read, and calls back when the body is whole or was cut off.
+   * `compare`: nobody else may have it. `keep`: a handler may still read it. `answered`: the
+   * same, but the response is over, and Node.js no longer tells a request that its client has left.
+   * `limit`: bytes, beyond which a body that is compared ends with a 413.
+   */
+  drain (purpose: 'compare' | 'keep' | 'answered', done: (error?: Error) => void, limit = Infinity): void {
+    if (this.whole) return this.length > limit ? done(tooLarge()) : done()
+    if (this.length > limit || Number(this.#request.headers['content-length']) > limit) return done(tooLarge())
+    const stream = this.#stream
+    const { raw } = this.#request
+    const piped = stream !== raw
+    if (stream.destroyed || this.#cut || (piped && isCut(raw))) return done(cutOff())
+    // Events of a stream come in an asynchronous context of their own; a promise goes on in that of who waits.
+    new Promise<Error | undefined>(resolve => { (this.#waiting ??= []).push(resolve) }).then(done)
+    const onClose = (): void => { if (!this.whole) this.#settle(cutOff()) }
+    stream.on('close', onClose)
+    // A pipe does not tell that its source was cut off.
+    if (piped) raw.on('close', () => { if (isCut(raw)) onClose() })
+    if (purpose === 'answered') {
+      const { socket } = raw
+      socket.once('close', onClose)
+      this.#stopWatching = () => socket.off('close', onClose)
+    }
+    // Whoever has begun to read, and stopped, would hold the rest back.
+    this.#limit = limit
+    if (purpose === 'compare') stream.unpipe()
+    else if (stream.listenerCount('data') > 1) return readAhead(stream, () => this.#request.log.warn('idempotency: the reader of the request body has stopped; the rest of the body is only compared'))
+    stream.resume()
+  }
+
+  /** Lets the rest of an unwanted body pass, so that the connection can be used again. */
+  discard (): void {
+    if (!this.whole) this.#stream.off('data', this.#onData).resume()
+  }
+
+  #onData = (chunk: Buffer | string): void => {
+    const bytes = typeof chunk === 'string' ? this.#encode(chunk) : chunk
+    if (this.#again > 0) {
+      const again = Math.min(this.#again, bytes.length)
+      this.#again -= again
+      if (again < bytes.length) this.#add(bytes.subarray(again))
+    } else {
+      this.#add(bytes)
+    }
+  }
+
+  #add (bytes: Buffer): void {
+    this.length += bytes.length
+    if (this.length > this.#limit) {
+      this.#stream.off('data', this.#onData).pause()
+      return this.#settle(tooLarge())
+    }
+    if (this.#multipart !== undefined) return this.#multipart.update(bytes)
+    // One chunk, the usual case, is cheaper to hash in one shot at the end.
+    const [first] = this.#chunks
+    if (this.#collect) {
+      this.#collectUpTo(this.#request.routeOptions.bodyLimit as number, bytes)
+    } else if (first === undefined) {
+      this.#chunks.push(bytes)
+    } else {
+      this.#hash ??= createHash('sha256').update(first)
+      this.#hash.update(bytes)
+    }
+  }
+
+  #collectUpTo (limit: number, bytes: Buffer): void {
+    if (this.length <= limit) {
+      this.#chunks.push(bytes)
+    } else {
+      this.tooLarge = true
+      this.#chunks.length = 0
+    }
+  }
+
+  /** A reader has put back what it had read. */
+  putBack (chunk: Buffer | string): void {
+    this.#again += (typeof chunk === 'string' ? this.#encode(chunk) : chunk).length
+  }
+
+  /** A parser has set an encoding. Where its text may stand for several bodies, none is the same as this one. */
+  #encode (text: string): Buffer {
+    const encoding = this.#stream.readableEncoding as BufferEncoding
+    if (encoding === 'utf8' ? text.includes('\ufffd') : !EXACT.has(encoding)) this.#ambiguous = true
+    return Buffer.from(text, encoding)
+  }
+
+  #onEnd = (): void => {
+    // Over HTTP/2, Node.js ends a body that was cut off as if it were whole; but then its stream is closed already.
+    if ((this.#request.raw as { stream?: { closed: boolean } }).stream?.closed === true) {
+      this.#cut = true
+      return this.#settle(cutOff())
+    }
+    this.whole = true
+    this.#hash ??= this.#multipart?.end()
+    // Node.js would do it after the response, at a higher price.
+    this.#stream.off('data', this.#onData)
+    this.#settle()
+  }
+
+  #settle (error?: Error): void {
+    const waiting = this.#waiting
+    if (waiting === undefined) return
+    this.#waiting = undefined
+    this.#stopWatching?.()
+    for (const resolve of waiting) resolve(error)
+  }
+}
+
+/** Stands in the place of the stream's own method; shared, since each request has one. */
+function unshift (this: Readable & { [kBody]?: RequestBody }, chunk: Buffer | string | null, encoding?: BufferEncoding): void {
+  if (!this.readableEnded && chunk !== null) this[kBody]?.putBack(chunk)
+  Readable.prototype.unshift.call(this, chunk, encoding)
+}
+
+/** Answers a request whose client is gone, as Fastify's own parser does. */
+export function cutOff (): Error {
+  return Object.assign(new Error('The request body was cut off'), { statusCode: 400 })
+}
+
+function isCut ({ destroyed, readableEnded }: Readable): boolean {
+  return destroyed && !readableEnded
+}
+
+/** As Fastify's parsers answer it. */
+function tooLarge (): Error {
+  return Object.assign(new Error('Request body is too large'), { statusCode: 413, code: 'FST_ERR_CTP_BODY_TOO_LARGE' })
+}
+
+/** Whether a parser will read this request, or HTTP says that there is something to read. */
+function hasBody ({ headers, raw }: FastifyRequest): boolean {
+  const length = headers['content-length']
+  if (headers['content-type'] !== undefined || headers['transfer-encoding'] !== undefined || (length !== undefined && length !== '0')) return true
+  // HTTP/2 needs neither header: END_STREAM on the HEADERS frame tells (RFC 9113, section 8.1).
+  return (raw as { stream?: { endAfterHeaders?: boolean } }).stream?.endAfterHeaders === false
+}

@@ -1,0 +1,111 @@
+import { validateHeaderValue } from 'node:http'
+import type { FastifyReply } from 'fastify'
+import type { Outcome } from '../stores/contract.ts'
+
+/**
+ * Never kept: fields of the connection (RFC 9110, section 7.6.1), and those that are
+ * computed anew for each response.
+ */
+const NEVER_KEPT = new Set(['connection', 'keep-alive', 'transfer-encoding', 'te', 'trailer', 'upgrade', 'date', 'content-length'])
+
+/** Statuses whose responses have no content (RFC 9110, sections 15.3.5, 15.3.6 and 15.4.5). */
+export const WITHOUT_CONTENT: ReadonlySet<number> = new Set([204, 205, 304])
+
+/**
+ * The reply as it stands, with the headers `given`, without its body.
+ * @throws {TypeError} when a header has a value that HTTP/1.1 cannot send, as Node.js does; over HTTP/2, Node.js
+ * leaves such a header out.
+ */
+export function capture (reply: FastifyReply, given: Record<string, unknown>, fingerprint: string, replayHeaders: (name: string) => boolean): Outcome {
+  const headers: Outcome['headers'] = []
+  for (const name in given) {
+    const value = given[name]
+    if (value === undefined || NEVER_KEPT.has(name) || name.startsWith('proxy-') || !replayHeaders(name)) continue
+    const line = Array.isArray(value) ? value.map(String) : String(value)
+    if (isSent(reply, name, line)) headers.push([name, line])
+  }
+  return { fingerprint, status: Math.trunc(reply.statusCode), replayable: true, headers, body: '', text: false }
+}
+
+function isSent (reply: FastifyReply, name: string, value: string | string[]): boolean {
+  try {
+    if (typeof value === 'string') validateHeaderValue(name, value)
+    else for (const one of value) validateHeaderValue(name, one)
+    return true
+  } catch (error) {
+    if (reply.raw.req.httpVersionMajor === 2) return false
+    throw error
+  }
+}
+
+/** The fact alone that the request was answered, where the response cannot be kept. */
+export function unreplayable (status: number, fingerprint: string): Outcome {
+  return { fingerprint, status: Math.trunc(status), replayable: false, headers: [], body: '', text: false }
+}
+
+/**
+ * Puts a kept outcome on the reply: its headers win over what hooks have set, and a body
+ * without a type gets none.
+ */
+export function restore (reply: FastifyReply, outcome: Outcome, replayedHeaderName: string): void {
+  reply.code(outcome.status)
+  let typed = false
+  for (const [name, value] of outcome.headers) {
+    if (name === 'content-type') typed = true
+    // header() would append to cookies that are there already.
+    else if (name === 'set-cookie') reply.removeHeader(name)
+    reply.header(name, value)
+  }
+  // Only what is there: removing costs Fastify and Node.js more than all the rest here.
+  if (!typed && reply.hasHeader('content-type')) reply.removeHeader('content-type')
+  if (reply.hasHeader('content-length')) reply.removeHeader('content-length')
+  reply.header(replayedHeaderName, 'true')
+}
+
+/** Takes a replay off a reply again: Fastify answers with an error, whose status it chooses where it finds 200. */
+export function withdraw (reply: FastifyReply, { headers }: Outcome, replayedHeaderName: string): void {
+  for (const [name] of headers) reply.removeHeader(name)
+  reply.removeHeader(replayedHeaderName).code(200)
+}
+
+/** The payload as the handler's hooks saw it, `null` for none. */
+export function payloadOf ({ body, text }: Outcome): string | Buffer | null {
+  if (text) return String(body)
+  return body.length === 0 ? null : body
+}
+
+/**
+ * Whether Node.js sends the same header with a string's bytes as with the string: it
+ * encodes the header by the type of what follows it, as UTF-8 or as latin1.
+ */
+export function isAscii (headerValues: unknown[]): boolean {
+  return !NOT_ASCII.test(headerValues.join(''))
+}
+
+// eslint-disable-next-line no-control-regex -- all of ASCII
+const NOT_ASCII = /[^\x00-\x7f]/
+
+/** Makes the reply's headers what they were before. */
+export function resetHeaders (reply: FastifyReply, before: Record<string, unknown>): void {
+  for (const name of Object.keys(reply.getHeaders())) {
+    if (Object.hasOwn(before, name) && name !== 'content-type' && name !== 'content-length') continue
+    reply.removeHeader(name)
+    reply.raw.removeHeader(name)
+  }
+  for (const [name, value] of Object.entries(before)) {
+    reply.removeHeader(name)
+    reply.header(name, value)
+  }
+}
+
+/** Does early what Fastify does after onSend, so that status and headers can be seen. */
+export function unwrapResponse (reply: FastifyReply, response: Response): unknown {
+  if (response.bodyUsed) return response
+  reply.code(response.status)
+  for (const [name, value] of response.headers) reply.header(name, value)
+  return response.body
+}
+
+export function isResponse (payload: unknown): payload is Response {
+  return typeof payload === 'object' && Object.prototype.toString.call(payload) === '[object Response]'
+}

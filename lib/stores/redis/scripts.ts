@@ -1,0 +1,134 @@
+import { createHash } from 'node:crypto'
+
+/**
+ * A record in Redis is one string:
+ *
+ *     version u8 | state u8 | attempt u32 | since f64 | ttl f64 | token (36) | payload
+ *
+ * The state is `h` (held), `f` (freed) or `c` (completed). The payload of a completed key is the encoded outcome;
+ * that of the others is the fingerprint, with its length u16 before it, and what later releases may add.
+ *
+ * A held key expires a ttl after its lease, so its lease ends a ttl before its expiry: a renewal is a PEXPIRE, which
+ * Redis takes when its memory is full, as it does nothing else but DEL. A key that had to be freed then expires as
+ * if its lease had ended before it began. Times are Redis' own clock in ms, so that clocks of the instances do not
+ * matter.
+ */
+export const HEAD = 58
+export const VERSION = 1
+/** How long before it began the lease of a freed key has ended; more than the clocks of one command may differ. */
+const FREED_MS = 1_000
+export const UNKNOWN_VERSION = 'IDEMPOTENCY_VERSION'
+
+const PRELUDE = `
+local record = redis.call('GET', KEYS[1])
+local version, state, attempt, since, ttl, token
+if record then
+  version = string.byte(record, 1)
+  if version ~= ${VERSION} then return redis.error_reply('${UNKNOWN_VERSION} ' .. version) end
+  state = string.sub(record, 2, 2)
+end
+`
+
+const LIBRARY = `
+if record then
+  attempt, since, ttl = struct.unpack('>I4dd', string.sub(record, 3, 22))
+  token = string.sub(record, 23, ${HEAD})
+end
+local function now ()
+  local t = redis.call('TIME')
+  return t[1] * 1000 + math.floor(t[2] / 1000)
+end
+local function put (call, state, attempt, since, ttl, token, payload, px)
+  local head = struct.pack('>BBI4dd', ${VERSION}, string.byte(state), attempt, since, ttl) .. token
+  return call('SET', KEYS[1], head .. payload, 'PX', px)
+end
+local function fingerprint ()
+  local length = struct.unpack('>I2', string.sub(record, ${HEAD + 1}, ${HEAD + 2}))
+  return string.sub(record, ${HEAD + 3}, ${HEAD + 2} + length)
+end
+local function framed (text) return struct.pack('>I2', #text) .. text end
+local function left () return redis.call('PTTL', KEYS[1]) - ttl end
+local function freed () return state == 'f' or (state == 'h' and left() <= 0 and now() + left() < since) end
+local function full (answer) return answer.err ~= nil and string.find(answer.err, 'OOM') ~= nil end
+`
+
+export interface Script { source: string, sha: string }
+
+const script = (source: string): Script => ({ source, sha: createHash('sha1').update(source).digest('hex') })
+
+/**
+ * ARGV: token, lease, ttl, takeover. Answers one string: a completed key's record as it is, which begins with its
+ * version; else a letter (acquired, taken over, held, or `x` for abandoned), the attempt u32, and the fingerprint of
+ * who holds it.
+ */
+export const CLAIM = script(`${PRELUDE}
+if state == 'c' then return record end
+${LIBRARY}
+local function answer (letter, attempt, rest) return letter .. struct.pack('>I4', attempt) .. rest end
+local count, letter = 1, 'a'
+if record then
+  if state == 'h' and not freed() then
+    if token == ARGV[1] then
+      if ttl == tonumber(ARGV[3]) then
+        redis.call('PEXPIRE', KEYS[1], ARGV[2] + ttl)
+      else
+        put(redis.call, 'h', attempt, since, ARGV[3], token, string.sub(record, ${HEAD + 1}), ARGV[2] + ARGV[3])
+      end
+      return answer('a', attempt, '')
+    end
+    if left() > 0 then return answer('h', attempt, fingerprint()) end
+    if ARGV[4] == '0' then return answer('x', attempt, fingerprint()) end
+    letter = 't'
+  end
+  count = attempt + 1
+end
+put(redis.call, 'h', count, now(), ARGV[3], ARGV[1], framed(''), ARGV[2] + ARGV[3])
+return answer(letter, count, '')
+`)
+
+/** ARGV: token, lease, ttl, fingerprint. Where Redis is full, a fingerprint or another ttl waits for the next time. */
+export const RENEW = script(`${PRELUDE}${LIBRARY}
+if state ~= 'h' or token ~= ARGV[1] or freed() then return 0 end
+if ttl ~= tonumber(ARGV[3]) or (ARGV[4] ~= '' and ARGV[4] ~= fingerprint()) then
+  local payload = ARGV[4] ~= '' and framed(ARGV[4]) or string.sub(record, ${HEAD + 1})
+  local written = put(redis.pcall, 'h', attempt, since, ARGV[3], token, payload, ARGV[2] + ARGV[3])
+  if not full(written) then return written.err and written or 1 end
+end
+redis.call('PEXPIRE', KEYS[1], ARGV[2] + ttl)
+return 1
+`)
+
+/**
+ * ARGV: token, ttl, payload of a completed key, else '', whether it was executed. Where Redis is full, a key is
+ * freed by its expiry; one that has nothing to remember is deleted.
+ */
+export const END = script(`${PRELUDE}${LIBRARY}
+if not record or token ~= ARGV[1] then return 0 end
+if ARGV[3] ~= '' then
+  put(redis.call, 'c', attempt, now(), ARGV[2], token, ARGV[3], ARGV[2])
+  return 1
+end
+if freed() then return 1 end
+local count = ARGV[4] == '0' and attempt - 1 or attempt
+local written = put(redis.pcall, 'f', count, now(), ARGV[2], token, framed(''), ARGV[2])
+if not full(written) then return written.err and written or 1 end
+if state == 'c' or count == 0 then
+  redis.call('DEL', KEYS[1])
+else
+  redis.call('PEXPIREAT', KEYS[1], string.format('%.0f', since + ttl - ${FREED_MS}))
+end
+return 1
+`)
+
+/** ARGV: token, state */
+export const TOUCH = script(`${PRELUDE}${LIBRARY}
+if not record or token ~= ARGV[1] or state ~= ARGV[2] then return 0 end
+redis.call('PEXPIRE', KEYS[1], redis.call('PTTL', KEYS[1]))
+return 1
+`)
+
+/** Answers the record, the time and the milliseconds left, or nothing. */
+export const READ = script(`${PRELUDE}${LIBRARY}
+if not record then return false end
+return {record, string.format('%.0f', now()), string.format('%.0f', redis.call('PTTL', KEYS[1]))}
+`)
