@@ -54,12 +54,8 @@ for (const mode of MODES) {
 
   t.test(`G6, G9: a handler timeout does not overtake a reply that waits for the upload (${mode})`, async t => {
     const [replied, late] = [gate(), gate()]
-    let timedOut = gate()
     const { port } = await start(t, mode, {
-      before: app => {
-        streams(app)
-        app.addHook('onError', async () => timedOut.open())
-      },
+      before: streams,
       routes: app => app.post('/', { handlerTimeout: 50 }, async (_request, reply) => {
         reply.code(202).send({ accepted: true })
         replied.open()
@@ -69,12 +65,12 @@ for (const mode of MODES) {
     const first = upload(port, '/', 8)
     first.request.write('half')
     await replied.promise
-    await timedOut.promise
+    // Twice the timeout, of which nobody is told: the reply counts as sent.
+    await new Promise(resolve => setTimeout(resolve, 100))
     late.open()
     await new Promise(resolve => setImmediate(resolve))
     first.request.end('more')
     t.same([(await first.answer).status, (await first.answer).json()], [202, { accepted: true }])
-    timedOut = gate()
     const retry = upload(port, '/', 8)
     retry.request.end('halfmore')
     t.same([(await retry.answer).status, (await retry.answer).replayed], [202, true])
@@ -172,7 +168,7 @@ for (const mode of MODES) {
     const events = listen(t, 'unreplayable')
     const renewed = gate()
     const { app, port } = await start(t, mode, {
-      options: { lease: 60 },
+      options: { lease: 120 },
       before: streams,
       routes: app => app.post('/', (_request, reply) => { reply.hijack(); reply.raw.end('raw') })
     })

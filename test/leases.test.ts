@@ -15,7 +15,7 @@ t.test('G5: a live handler never loses its key, however long it runs; a short on
   const entered = gate()
   const errors = listen(t, 'store-error')
   const { post } = await start(t, 'memory', {
-    options: { store, lease: 90 },
+    options: { store, lease: 120 },
     routes: app => {
       app.post('/', async () => 'ok')
       app.post('/long', async request => { entered.open(); await finish.promise; return { aborted: request.idempotency?.signal.aborted } })
@@ -122,7 +122,7 @@ t.test('G5: signal aborts when the lease is lost, whether it was asked for befor
   const finish = gate()
   const aborted = gate()
   const { post, app } = await start(t, 'memory', {
-    options: { lease: 60 },
+    options: { lease: 120 },
     routes: app => app.post('/', async request => {
       request.idempotency?.signal.addEventListener('abort', aborted.open)
       await finish.promise
@@ -138,7 +138,7 @@ t.test('G5: signal aborts when the lease is lost, whether it was asked for befor
   const later = gate()
   const lost = listen(t, 'lease-lost')
   const { post: post2, app: app2 } = await start(t, 'memory', {
-    options: { lease: 60 },
+    options: { lease: 120 },
     routes: app => app.post('/', async request => { await later.promise; return { reason: String(request.idempotency?.signal.reason) } })
   })
   const second = post2('k', '{}')
@@ -197,7 +197,7 @@ t.test('inFlight wait: another body is told once it has been read, the same one 
   const finish = gate()
   const store = faulty({})
   const { post } = await start(t, 'memory', {
-    options: { store, lease: 60, inFlight: { wait: 60_000 } },
+    options: { store, lease: 120, inFlight: { wait: 60_000 } },
     routes: app => {
       const handler = async (): Promise<string> => { await finish.promise; return 'ok' }
       app.post('/parsed', { config: { idempotency: { hook: 'preHandler' } } }, handler)
@@ -284,7 +284,7 @@ t.test('G1: a request that was frozen for longer than its lease, after the claim
       return answer
     }
     let runs = 0
-    const { post } = await start(t, 'memory', { options: { store, lease: 20, prefix: '' }, routes: app => app.post('/', async () => { runs++; return 'late' }) })
+    const { post } = await start(t, 'memory', { options: { store, lease: 120, prefix: '' }, routes: app => app.post('/', async () => { runs++; return 'late' }) })
     const frozen = post('k')
     await granted.promise
     const key = storeKey('', undefined, 'k')
@@ -379,7 +379,7 @@ t.test('inFlight wait: in process a waiter is woken rather than polling, and its
 t.test('inFlight wait: a waiter asks again after a lease, since a holder that has died wakes nobody', async t => {
   const store = new MemoryStore()
   store.claim(storeKey('', undefined, 'k'), { token: 'dead', lease: 60, ttl: 60_000, takeover: true })
-  const { post } = await start(t, 'memory', { options: { store, prefix: '', lease: 60, inFlight: { wait: 60_000 } }, routes: app => app.post('/', async request => ({ attempt: request.idempotency?.attempt })) })
+  const { post } = await start(t, 'memory', { options: { store, prefix: '', lease: 120, inFlight: { wait: 60_000 } }, routes: app => app.post('/', async request => ({ attempt: request.idempotency?.attempt })) })
   t.same((await post('k', '{}')).json(), { attempt: 2 })
 })
 
@@ -433,8 +433,9 @@ t.test('a fingerprint function that throws is the request\'s own error, also whe
   const finish = gate()
   const store = faulty({})
   const { post } = await start(t, 'memory', {
-    options: { store, lease: 60, fingerprint: () => { throw new Error('no fingerprint') } },
-    routes: app => app.post('/', async () => { await finish.promise; return 'ok' })
+    options: { store, lease: 120, fingerprint: () => { throw new Error('no fingerprint') } },
+    before: app => app.addHook('preHandler', async () => await finish.promise),
+    routes: app => app.post('/', async () => 'ok')
   })
   const first = post('k', '{}')
   await until(() => store.calls.includes('renew'), 'a renewal')

@@ -238,7 +238,7 @@ t.test('inspect in any process that has the Redis and the prefix', async t => {
 
 t.test('409 in progress: while a handler runs, the lease that inspect tells moves on', async t => {
   const running = gate()
-  const { app, post } = await logged(t, { options: { lease: 60 }, routes: app => app.post('/', async () => { await running.promise; return 'done' }) })
+  const { app, post } = await logged(t, { options: { lease: 120 }, routes: app => app.post('/', async () => { await running.promise; return 'done' }) })
   const first = post('k', '{}')
   await until(async () => await app.idempotency.inspect({ key: 'k' }) !== undefined, 'the key is held')
   const then = await app.idempotency.inspect({ key: 'k' })
@@ -358,7 +358,7 @@ t.test('forget while a handler runs: a retry runs beside it, and its client gets
   const running = gate()
   const signals: Array<AbortSignal | undefined> = []
   const { app, post, said } = await logged(t, {
-    options: { lease: 60 },
+    options: { lease: 120 },
     routes: app => app.post('/', async request => {
       const run = signals.push(request.idempotency?.signal)
       if (run === 1) await running.promise

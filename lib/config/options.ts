@@ -108,6 +108,9 @@ export interface Config {
   route: RouteConfig
 }
 
+/** The methods that never take part: they are safe (RFC 9110, section 9.2.1). */
+const NEVER = new Set(['GET', 'HEAD', 'OPTIONS', 'TRACE'])
+
 interface Rule { test: (value: unknown) => boolean, want: string }
 
 const isFunction = (value: unknown): boolean => typeof value === 'function'
@@ -153,7 +156,7 @@ const RULES: Record<keyof FastifyIdempotencyOptions, Rule> = {
   minReplicas: { test: value => value === 0 || isWhole(value), want: 'a whole number of replicas, 0 or more' },
   prefix: { test: value => typeof value === 'string' && value.length <= 1_000 && Buffer.from(value).toString() === value, want: 'a string of at most 1,000 characters, without half a surrogate pair' },
   global: BOOLEAN,
-  methods: { test: value => Array.isArray(value) && value.length > 0 && value.every(isToken), want: "an array of HTTP methods, such as ['POST', 'PATCH']" },
+  methods: { test: value => Array.isArray(value) && value.length > 0 && value.every(name => isToken(name) && !NEVER.has(String(name).toUpperCase())), want: "an array of HTTP methods, such as ['POST', 'PATCH'], without GET, HEAD, OPTIONS and TRACE, which never take part" },
   headerName: FIELD_NAME,
   replayedHeaderName: FIELD_NAME,
   storeTimeout: TIMER_MS,
@@ -254,9 +257,6 @@ const LIVE_HEADERS = new Set(['set-cookie', 'www-authenticate', 'retry-after', '
 function isReplayedByDefault (name: string): boolean {
   return !LIVE_HEADERS.has(name) && !name.startsWith('access-control-') && !name.startsWith('ratelimit') && !name.startsWith('x-ratelimit-')
 }
-
-/** The methods that never take part: they are safe (RFC 9110, section 9.2.1). */
-const NEVER = new Set(['GET', 'HEAD', 'OPTIONS', 'TRACE'])
 
 /**
  * Whether and how a route takes part, and with which of its methods: those of the option "methods", and with a

@@ -85,20 +85,30 @@ export function replayFailed (exchange: Exchange, error: Error): boolean {
   const { core, request, reply, replay, id } = exchange
   if (replay === undefined || reply.raw.headersSent) return false
   const { outcome } = replay
-  if (((error as { statusCode?: number } | null)?.statusCode ?? 500) < 500) {
+  const refused = ((error as { statusCode?: number } | null)?.statusCode ?? 500) < 500
+  if (refused || !sendAsKept(exchange, outcome)) {
     exchange.replay = undefined
     withdraw(reply, outcome, core.config.replayedHeaderName)
     return false
   }
   request.log.error({ idempotencyId: id, err: errorFrom(error) }, 'idempotency: an onSend hook has failed on a replay; the kept response is sent as it is')
-  restore(reply, outcome, core.config.replayedHeaderName)
-  const { raw } = reply.hijack()
+  return true
+}
+
+/** Sends a kept response past all hooks; `false` where Node.js refuses it. */
+function sendAsKept ({ core, reply }: Exchange, outcome: Outcome): boolean {
   const { body, status } = outcome
+  restore(reply, outcome, core.config.replayedHeaderName)
   const hasContent = status >= 200 && status !== 204 && status !== 304
   const headers = { ...reply.getHeaders(), ...(hasContent ? { 'content-length': Buffer.byteLength(body) } : {}) }
-  raw.writeHead(status, headers as Record<string, string>)
-  if (body.length > 0) raw.end(body)
-  else raw.end()
+  try {
+    reply.raw.writeHead(status, headers as Record<string, string>)
+  } catch {
+    return false
+  }
+  reply.hijack()
+  if (body.length > 0) reply.raw.end(body)
+  else reply.raw.end()
   return true
 }
 

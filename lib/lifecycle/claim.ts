@@ -192,7 +192,8 @@ export function replayOrRun (exchange: Exchange, done: Done, waited = false): vo
 
   /** The largest body that can be the same: Fastify's parsers would refuse a larger one, too. */
   function limitFor (taken: Taken): number {
-    return isLarge(fingerprintIn(taken)) ? Infinity : route.bodyLimit
+    // A larger one is not held in memory for the route's own function.
+    return isLarge(fingerprintIn(taken)) && route.fingerprint === undefined ? Infinity : route.bodyLimit
   }
 
   function failed (error: Error): void {

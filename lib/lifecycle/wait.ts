@@ -13,8 +13,7 @@ export class Waiter {
   readonly #exchange: Exchange
   readonly #until: number
   #turns = 0
-  /** The store cannot tell when the key comes free. */
-  #polls = false
+  #watchFailed = false
   #sentAway = false
   /** A claim of it has not been answered in time: it may be granted late, and used by the next one. */
   uncertain = false
@@ -45,7 +44,7 @@ export class Waiter {
       if (reply.sent || hasClosed(exchange)) gone()
       else next(this.#sentAway)
     })
-    const unwatch = this.#polls ? undefined : this.#watch(store)
+    const unwatch = this.#watch(store)
     // A holder that has died wakes nobody; its lease passes.
     const turn = unwatch === undefined ? pollDelay(this.#turns, Math.random()) : route.lease
     const timer = setTimeout(this.#wake, Math.min(left, turn)).unref()
@@ -67,7 +66,8 @@ export class Waiter {
       Promise.resolve(unwatch).catch(() => {})
       throw new TypeError('The store\'s "watch" must return the function that stops it')
     } catch (error) {
-      this.#polls = true
+      if (this.#watchFailed) return undefined
+      this.#watchFailed = true
       request.log.error({ idempotencyId: id, err: loggable(error) }, 'idempotency: the key could not be watched; the store is asked again and again')
       publish('store-error', request, this.#exchange, { error })
       return undefined
