@@ -81,12 +81,12 @@ const backends = {
   }
 }
 
-/** Lets time pass for a held record, whose lease end is the f64 after the version and the state. */
+/** Lets time pass for a held record: it began earlier (an f64 after version, state and attempt), and ends earlier. */
 async function age (client: Awaited<ReturnType<typeof redisClient>>, key: string, ms: number): Promise<void> {
   const record = await client.getBuffer(key)
   if (record === null || record[1] !== 'h'.charCodeAt(0)) return
-  record.writeDoubleBE(record.readDoubleBE(2) - ms, 2)
-  await client.set(key, record, 'KEEPTTL')
+  record.writeDoubleBE(record.readDoubleBE(6) - ms, 6)
+  await client.set(key, record, 'PX', await client.pttl(key) - ms)
 }
 
 for (const mode of STORES) {

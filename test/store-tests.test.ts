@@ -2,6 +2,7 @@ import t from 'tap'
 import { MemoryStore, type Store } from '../lib/index.ts'
 import { storeAppTests, storeTests, type StoreTestOptions } from '../lib/store-tests.ts'
 import { BROKEN, plain } from './fixtures/broken-stores.ts'
+import { BROKEN_WATCHES } from './fixtures/broken-watches.ts'
 import { remote, SOUND, UNSOUND } from './fixtures/remote-store.ts'
 
 /** The suite that users put their stores through must pass what is sound and see what is not. */
@@ -31,13 +32,13 @@ t.test('a sound store passes, and is closed behind each test', async t => {
   t.equal(open, 0)
 })
 
-for (const { what, fault, seen } of BROKEN) {
+for (const { what, fault, seen } of [...BROKEN, ...BROKEN_WATCHES]) {
   t.test(`a store that ${what} fails`, async t => {
     const createStore = (): ReturnType<typeof plain> => {
       const inner = create()
       return { ...plain(inner), ...fault(inner) }
     }
-    t.same(await failures({ createStore, advance }, seen), [seen])
+    t.same(await failures({ createStore, advance, storeTimeout: 100 }, seen), [seen])
   })
 }
 

@@ -10,7 +10,7 @@ export interface StoreTestOptions {
   advance?: (ms: number) => Promise<void>
   /** Cuts off what the store talks to, for the tests of an outage. Without it there are none. */
   outage?: Outage
-  /** Milliseconds that an operation is given while the store is cut off, as by the plugin's option of this name. Default 1,000. */
+  /** Milliseconds that an operation is given while the store is cut off, as by the plugin's option of this name; `watch` is given twice as long to call. Default 1,000. */
   storeTimeout?: number
 }
 

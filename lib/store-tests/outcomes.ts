@@ -34,7 +34,9 @@ export function outcomeTests ({ check }: Suite): void {
 
   check('headers of every shape come back, in their order', async store => {
     const headers: Outcome['headers'] = [
-      ['x-empty', ''], ['x-colon', 'a: b; c="d, e"'], ['x-tab', 'a\tb'], ['x-latin1', '\xa0\xe9\xff'], ['x-long', 'v'.repeat(8_192)],
+      ['x-empty', ''], ['x-colon', 'a: b; c="d, e"'], ['x-tab', 'a\tb'], ['x-latin1', '\xa0\xe9\xff'],
+      ['x-field', 'x-other: b'], ['x-colons', ['a: b', ': ', ':', 'a:b']], ['x-blanks', '  a b\t '], ['x-blank', ' '], ['x-length', '5:hello'], ['x-end-latin1', 'caf\xe9 '],
+      ['x-quotes', '"a\\"b", \'c\''], ['x-number', ['0', '1']], ['x-long', 'v'.repeat(8_192)],
       ['set-cookie', ['a=1; Path=/', 'b=2']], ['x-several', ['', 'a', '', 'a']], ['x-one', ['a']], ['__proto__', 'p'], ['constructor', 'c'],
       ...Array.from({ length: 100 }, (_, i): [string, string] => [`x-${i}`, String(i)])
     ]
@@ -82,8 +84,8 @@ async function kept (store: Store, outcome: Outcome): Promise<Outcome> {
 }
 
 /** As they are sent: a header that has one value may come back with it alone. */
-function linesOf ({ headers }: Pick<Outcome, 'headers'>): string[] {
-  return headers.flatMap(([name, value]) => [value].flat().map(value => `${name}: ${value}`))
+function linesOf ({ headers }: Pick<Outcome, 'headers'>): Array<[name: string, value: string]> {
+  return headers.flatMap(([name, value]) => [value].flat().map((value): [string, string] => [name, value]))
 }
 
 function spoil (outcome: Outcome): void {

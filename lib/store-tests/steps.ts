@@ -1,5 +1,4 @@
 import assert from 'node:assert/strict'
-import { setTimeout as sleep } from 'node:timers/promises'
 import { acquired, claimOf, count, held, LEASE, result, stampede, token, TTL, type Suite } from './kit.ts'
 
 /** Who holds a key, and what its token may do. */
@@ -105,10 +104,12 @@ export function stepTests ({ check, advance }: Suite): void {
     assert.equal(await store.renew('k', token('a'), LEASE, TTL, ''), true)
     assert.deepEqual(await store.claim('k', claimOf('b')), held(1, 'fp'))
     await store.complete('k', token('a'), result, TTL)
-    assert.equal(await store.renew('k', token('a'), LEASE, TTL, ''), false)
+    assert.equal(await store.renew('k', token('a'), LEASE, TTL, 'fp'), false)
+    assert.deepEqual(await store.claim('k', claimOf('b')), { outcome: 'completed', attempt: 1, result })
     await store.release('k', token('a'), TTL, true)
-    assert.equal(await store.renew('k', token('a'), LEASE, TTL, ''), false)
-    await store.claim('k', claimOf('b'))
+    assert.equal(await store.renew('k', token('a'), LEASE, TTL, 'fp'), false)
+    assert.equal((await store.read('k'))?.state, 'freed')
+    assert.deepEqual(await store.claim('k', claimOf('b')), acquired(2))
     assert.deepEqual(await store.claim('k', claimOf('c')), held(2))
   })
 
@@ -156,35 +157,5 @@ export function stepTests ({ check, advance }: Suite): void {
     assert.ok(completed !== undefined && Math.abs(completed.until - completed.since - TTL) < 5_000)
     assert.equal(await store.remove('k'), true)
     assert.equal(await store.read('k'), undefined)
-  })
-
-  check('watch, where there is one, calls once the key is no longer held, and not after it was stopped', async store => {
-    if (store.watch === undefined) return
-    const changes: string[] = []
-    const watch = (key: string, name: string) => store.watch?.(key, () => { changes.push(name) }) as () => void
-    const soon = async (name: string): Promise<void> => {
-      for (let i = 0; !changes.includes(name); i++) {
-        assert.ok(i < 2_000, `"${name}" was never called`)
-        await sleep(1)
-      }
-    }
-    await store.claim('k', claimOf('a'))
-    watch('absent', 'absent')
-    watch('absent', 'stopped')()
-    watch('k', 'completed')
-    watch('k', 'stopped')()
-    await soon('absent')
-    await store.complete('k', token('a'), result, TTL)
-    await soon('completed')
-    await store.claim('freed', claimOf('a'))
-    watch('freed', 'freed')
-    await store.release('freed', token('a'), TTL, true)
-    await soon('freed')
-    await store.claim('removed', claimOf('a'))
-    watch('removed', 'removed')
-    watch('removed', 'stopped')()
-    await store.remove('removed')
-    await soon('removed')
-    assert.deepEqual(changes, ['absent', 'completed', 'freed', 'removed'])
   })
 }

@@ -40,18 +40,6 @@ export function timeTests ({ check, advance }: Suite): void {
     assert.ok(claims.every(({ attempt }) => attempt === 2))
   })
 
-  check('a takeover and the late holder\'s outcome at once: the one or the other', async store => {
-    const keys = Array.from({ length: 20 }, (_, i) => `k${i}`)
-    for (const key of keys) await store.claim(key, claimOf('a', { lease: 60 }))
-    await advance(90)
-    await Promise.all(keys.map(async (key, i) => {
-      const keep = async (): Promise<boolean> => await store.complete(key, token('a'), result, TTL)
-      const take = async () => await store.claim(key, claimOf('b'))
-      const [kept, taken] = i % 2 === 0 ? await Promise.all([keep(), take()]) : (await Promise.all([take(), keep()])).reverse() as [boolean, Awaited<ReturnType<typeof take>>]
-      assert.deepEqual(taken, kept ? { outcome: 'completed', attempt: 1, result } : acquired(2, true))
-    }))
-  })
-
   check('a lease that has passed without a takeover leaves the key to its holder', async store => {
     await store.claim('k', claimOf('a', { lease: 60 }))
     await store.renew('k', token('a'), 60, TTL, 'fp')
