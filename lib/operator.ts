@@ -40,8 +40,8 @@ export interface Operator {
 export function createOperator (calls: StoreCalls, prefix: string): Operator {
   const ask = async <T>(operation: (done: Answer<T>) => void): Promise<T> => await new Promise((resolve, reject) => {
     operation((error, value) => {
-      if (error === null) resolve(value as T)
-      else reject(error as Error)
+      if (error instanceof Error) reject(error)
+      else resolve(value as T)
     })
   })
   return {

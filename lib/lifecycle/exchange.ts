@@ -111,6 +111,11 @@ export class Exchange implements Holder {
     return this.#fingerprint
   }
 
+  /** @throws what the route's own function throws. */
+  ensureFingerprint (): void {
+    this.#fingerprint ||= this.fingerprint
+  }
+
   knownFingerprint (): string {
     try {
       return this.body.whole ? this.fingerprint : ''

@@ -32,7 +32,7 @@ export function wrapHandler (handler: RouteHandlerMethod): RouteHandlerMethod {
 export function checkFingerprint (exchange: Exchange): void {
   if (exchange.route.fingerprint === undefined || !exchange.body.whole) return
   try {
-    void exchange.fingerprint
+    exchange.ensureFingerprint()
   } catch (error) {
     exchange.admission = 'refused'
     throw error

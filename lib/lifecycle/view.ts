@@ -30,7 +30,8 @@ const kView = Symbol('fastify-idempotency view')
 /** The public side of a request's state: made when it is asked for, and live, since hooks may ask before the key is claimed. */
 export function viewOf (request: FastifyRequest): RequestIdempotency {
   const slot = request as { [kView]?: RequestIdempotency }
-  return slot[kView] ??= makeView(request)
+  slot[kView] ??= makeView(request)
+  return slot[kView]
 }
 
 /** A logger and JSON.stringify see what is enumerable. */

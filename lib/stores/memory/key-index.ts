@@ -60,7 +60,9 @@ export class KeyIndex {
   }
 
   #shardOf (hash: number): Shard {
-    return this.#shards[hash % SHARDS] ??= shardOf(CAPACITY)
+    const shard = this.#shards[hash % SHARDS] ?? shardOf(CAPACITY)
+    this.#shards[hash % SHARDS] = shard
+    return shard
   }
 }
 
