@@ -1,4 +1,4 @@
-/** Each cause that the README's runbooks name, provoked, and the symptom that they say it has. */
+/** Each cause that the runbooks name, provoked, and the symptom that they say it has. */
 import { randomUUID } from 'node:crypto'
 import { readFile } from 'node:fs/promises'
 import type { FastifyInstance } from 'fastify'
@@ -12,10 +12,9 @@ import { connect, startRedis } from './fixtures/redis.ts'
 
 t.teardown(stopRedis)
 
-const readme = await readFile('README.md', 'utf8')
-const section = readme.slice(readme.indexOf('\n## Operating it'), readme.indexOf('\n## Limits'))
+const section = await readFile('docs/operations.md', 'utf8')
 
-// The README's own lines log the events from here on.
+// The page's own lines log the events from here on.
 const snippet = /```js\n(import \{ subscribe \}.*?)```/s.exec(section)?.[1]
 await import(`data:text/javascript,${encodeURIComponent(String(snippet))}`)
 

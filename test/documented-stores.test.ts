@@ -6,22 +6,21 @@ import { RedisStore, type RedisClient, type Store } from '../lib/index.ts'
 import { storeAppTests, storeTests, type StoreTestOptions } from '../lib/store-tests.ts'
 import { startRedis } from './fixtures/redis.ts'
 
-/** The README's code is run as it stands there. */
+/** The code of docs/stores.md is run as it stands there. */
 
 const root = fileURLToPath(new URL('..', import.meta.url))
 /** Where nothing else looks for code, and packages resolve. */
-const folder = `${root}test/fixtures/.readme-${process.pid}/`
+const folder = `${root}test/fixtures/.documented-${process.pid}/`
 await mkdir(folder)
 t.teardown(async () => { await rm(folder, { recursive: true, force: true }) })
 
-const readme = await readFile(`${root}README.md`, 'utf8')
-const section = readme.slice(readme.indexOf('\n## Stores\n'), readme.indexOf('\n## Crashes, outages and failovers\n'))
+const section = await readFile(`${root}docs/stores.md`, 'utf8')
 const blocks = Array.from(section.matchAll(/^```ts\n(.*?)^```$/gms), ([, code]) => String(code))
 
 /** The one block that has `mark`, as a file. */
 async function write (name: string, mark: string): Promise<{ file: string, code: string }> {
   const [code, ...more] = blocks.filter(block => block.includes(mark))
-  if (code === undefined || more.length > 0) throw new Error(`the README's section "Stores" must have one block with: ${mark}`)
+  if (code === undefined || more.length > 0) throw new Error(`docs/stores.md must have one block with: ${mark}`)
   await writeFile(`${folder}${name}.ts`, code.replaceAll("'fastify-idempotency'", "'../../../lib/index.ts'"))
   return { file: `${folder}${name}.ts`, code }
 }
@@ -40,7 +39,7 @@ function runSuite (t: Tap, createStore: StoreTestOptions['createStore']): void {
 }
 type Tap = Pick<typeof t, 'test'>
 
-t.test('the README\'s store of a user\'s own is short, compiles, and passes the suite', async t => {
+t.test('the documented store of a user\'s own is short, compiles, and passes the suite', async t => {
   const { file, code } = await write('my-store', 'class MyStore')
   t.ok(code.trimEnd().split('\n').length < 60)
   t.same(complaints(file), [])
@@ -48,7 +47,7 @@ t.test('the README\'s store of a user\'s own is short, compiles, and passes the 
   runSuite(t, () => new MyStore())
 })
 
-t.test('the README\'s adapter for node-redis compiles, and RedisStore passes the suite with it', async t => {
+t.test('the documented adapter for node-redis compiles, and RedisStore passes the suite with it', async t => {
   const { file } = await write('node-redis', 'createClient')
   t.same(complaints(file), [])
   const server = await startRedis()
