@@ -10,13 +10,13 @@ import { createHash } from 'node:crypto'
  *
  * A held key expires a ttl after its lease, so its lease ends a ttl before its expiry: a renewal is a PEXPIRE, which
  * Redis takes when its memory is full, as it does nothing else but DEL. A key that had to be freed then expires as
- * if its lease had ended before it began. Times are Redis' own clock in ms, so that clocks of the instances do not
- * matter.
+ * if its lease had ended before it began: a second before if its handler had run, two seconds if nothing had. Times
+ * are Redis' own clock in ms, so that clocks of the instances do not matter.
  */
 export const HEAD = 58
 export const VERSION = 1
-/** How long before it began the lease of a freed key has ended; more than the clocks of one command may differ. */
-const FREED_MS = 1_000
+/** More than the clocks of one command may differ by. */
+export const FREED_MS = 1_000
 export const UNKNOWN_VERSION = 'IDEMPOTENCY_VERSION'
 
 const PRELUDE = `
@@ -48,7 +48,9 @@ local function fingerprint ()
 end
 local function framed (text) return struct.pack('>I2', #text) .. text end
 local function left () return redis.call('PTTL', KEYS[1]) - ttl end
-local function freed () return state == 'f' or (state == 'h' and left() <= 0 and now() + left() < since) end
+local function early () return math.floor((since - now() - left()) / ${FREED_MS} + 0.5) end
+local function freed () return state == 'f' or (state == 'h' and left() <= 0 and (early() == 1 or early() == 2)) end
+local function executions () return state == 'h' and freed() and early() == 2 and attempt - 1 or attempt end
 local function full (answer) return answer.err ~= nil and string.find(answer.err, 'OOM') ~= nil end
 `
 
@@ -80,7 +82,7 @@ if record then
     if ARGV[4] == '0' then return answer('x', attempt, fingerprint()) end
     letter = 't'
   end
-  count = attempt + 1
+  count = executions() + 1
 end
 put(redis.call, 'h', count, now(), ARGV[3], ARGV[1], framed(''), ARGV[2] + ARGV[3])
 return answer(letter, count, '')
@@ -115,7 +117,7 @@ if not full(written) then return written.err and written or 1 end
 if state == 'c' or count == 0 then
   redis.call('DEL', KEYS[1])
 else
-  redis.call('PEXPIREAT', KEYS[1], string.format('%.0f', since + ttl - ${FREED_MS}))
+  redis.call('PEXPIREAT', KEYS[1], string.format('%.0f', since + ttl - (ARGV[4] == '0' and 2 or 1) * ${FREED_MS}))
 end
 return 1
 `)

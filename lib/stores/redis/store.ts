@@ -1,7 +1,7 @@
 import { StoreAnswerError, type Claim, type ClaimRequest, type Entry, type Outcome, type Store } from '../contract.ts'
 import { decodeOutcome, recordOf, UnreadableRecordError } from '../record.ts'
 import { TurnCork, type Corkable } from './cork.ts'
-import { CLAIM, END, HEAD, READ, RENEW, TOUCH, UNKNOWN_VERSION, VERSION, type Script } from './scripts.ts'
+import { CLAIM, END, FREED_MS, HEAD, READ, RENEW, TOUCH, UNKNOWN_VERSION, VERSION, type Script } from './scripts.ts'
 
 /** The part of a client that is used: ioredis 5 and 6 (`Redis` or `Cluster`) and iovalkey fit. */
 export interface RedisClient {
@@ -82,9 +82,11 @@ export class RedisStore implements Store {
     const ttl = record.readDoubleBE(14)
     switch (record.toString('latin1', 1, 2)) {
       case 'c': return { state: 'completed', attempt, since, until, result: decodeOutcome(record, HEAD) }
-      case 'h': if (until - ttl >= since) return { state: 'held', attempt, since, until: until - ttl, result: undefined }
+      case 'f': return { state: 'freed', attempt, since, until, result: undefined }
     }
-    return { state: 'freed', attempt, since, until, result: undefined }
+    const early = Math.round((since - until + ttl) / FREED_MS)
+    if (early === 1 || early === 2) return { state: 'freed', attempt: attempt + 1 - early, since, until, result: undefined }
+    return { state: 'held', attempt, since, until: until - ttl, result: undefined }
   }
 
   async remove (key: string): Promise<boolean> {
