@@ -9,16 +9,39 @@
 export interface Store {
   /** Takes the key if it is absent, freed, already ours (same token: the lease starts anew), or its lease has passed. */
   claim (key: string, request: ClaimRequest): Awaitable<Claim>
-  /** Extends the lease to `lease` ms from now; keeps `fingerprint`, unless '', for duplicates to compare with. */
-  renew (key: string, token: string, lease: number, ttl: number, fingerprint: string): Awaitable<boolean>
-  /** Keeps the outcome for `ttl` ms from now. Repeating it with the same token replaces the outcome. */
+  /**
+   * Extends the lease to `lease` ms from now; keeps `fingerprint`, unless '', for duplicates to compare with.
+   * `bind`: the key is bound to `fingerprint` from now on. A key that is bound already keeps its fingerprint.
+   */
+  renew (key: string, token: string, lease: number, ttl: number, fingerprint: string, bind?: boolean): Awaitable<boolean>
+  /**
+   * Keeps the outcome for `ttl` ms from now. Repeating it with the same token replaces the outcome. What the key was
+   * bound to, and its recorded steps, are dropped.
+   */
   complete (key: string, token: string, outcome: Outcome, ttl: number): Awaitable<boolean>
-  /** Frees the key for the next claim. The count of attempts is remembered for `ttl` ms; this one counts if it was `executed`. */
-  release (key: string, token: string, ttl: number, executed: boolean): Awaitable<boolean>
+  /**
+   * Frees the key for the next claim. The count of attempts is remembered for `ttl` ms; this one counts if it was
+   * `executed`. A key that is bound stays so, with its recorded steps; one that is not is bound by `binding`.
+   */
+  release (key: string, token: string, ttl: number, executed: boolean, binding?: Binding): Awaitable<boolean>
   /** What is known of a key, or `undefined`. */
   read (key: string): Awaitable<Entry | undefined>
-  /** Forgets a key whatever its state; `false` if there was none. */
+  /** Forgets a key whatever its state, with its recorded steps; `false` if there was none. */
   remove (key: string): Awaitable<boolean>
+  /**
+   * Records that a step has begun (`result` is undefined), or its result, and binds the key to `fingerprint`. The
+   * first result of a name stands, and replaces its beginning; what stands is answered. It never makes a key, never
+   * changes a completed or freed one, and never the lease.
+   *
+   * The token must hold the key, though its lease may have passed. A result, but not a beginning, is also taken from
+   * a token that holds it no more (an execution that was frozen, and comes late), while another token holds the key
+   * and its fingerprint is `fingerprint`. Everything else is `lost`, a key that is bound to another fingerprint too.
+   *
+   * For `request.idempotency.step`, which rejects where a store has not both of `record` and `recorded`.
+   */
+  record? (key: string, token: string, fingerprint: string, name: string, result: string | undefined): Awaitable<Recording>
+  /** All that is recorded under a key that is held or freed, in any order; else nothing. */
+  recorded? (key: string): Awaitable<StepRecord[]>
   /**
    * Calls `changed` once, soon, when the key is not held (any more); returns what stops it.
    * For `inFlight: { wait }`; a store without it is polled.
@@ -42,7 +65,14 @@ export interface ClaimRequest {
 }
 
 export type Claim =
-  | { outcome: 'acquired', attempt: number, /** The lease of a dead holder had passed. */ takeover: boolean }
+  | {
+    outcome: 'acquired'
+    attempt: number
+    /** The lease of a dead holder had passed. */
+    takeover: boolean
+    /** What the key is bound to; '' or `undefined` where it is not. It stays bound, with its steps. */
+    fingerprint?: string | undefined
+  }
   | { outcome: 'held', attempt: number, fingerprint: string }
   | { outcome: 'abandoned', attempt: number, fingerprint: string }
   | { outcome: 'completed', attempt: number, result: Outcome }
@@ -59,6 +89,35 @@ export interface Outcome {
   /** The payload was a string: hooks that see a replay see one again. */
   text: boolean
 }
+
+/**
+ * A step under a key. Names are not empty but for one of the plugin's own; results are text, which means nothing to
+ * a store and may be empty. All of a key take 64 KiB at most in one execution, names included.
+ */
+export interface StepRecord {
+  name: string
+  /** `undefined`: the step has begun, and nobody knows its end. */
+  result: string | undefined
+}
+
+/**
+ * A key is bound to the request whose steps it has, or whose derived keys are in use: it is another request's only
+ * once it was completed, removed, or has expired.
+ */
+export interface Binding {
+  fingerprint: string
+  /** What is recorded; none where only derived keys are in use. */
+  steps: readonly StepRecord[]
+}
+
+/** What came of recording a step. */
+export type Recording =
+  /** This is what stands now. */
+  | { outcome: 'recorded' }
+  /** This stood before, and stands: a result, or a beginning (`undefined`). */
+  | { outcome: 'known', result: string | undefined }
+  /** The key is not this execution's any more, and nothing was recorded. */
+  | { outcome: 'lost' }
 
 export interface Entry {
   state: 'held' | 'freed' | 'completed'
@@ -92,8 +151,9 @@ const OUTCOMES: ReadonlySet<unknown> = new Set(['acquired', 'held', 'abandoned',
  */
 export function claimIn (answer: unknown): Claim {
   const { outcome, attempt, fingerprint, result } = (answer ?? {}) as Record<string, unknown>
-  const valid = OUTCOMES.has(outcome) && Number.isSafeInteger(attempt) &&
-    (outcome === 'acquired' || (outcome === 'completed' ? isOutcome(result) : typeof fingerprint === 'string'))
+  const valid = OUTCOMES.has(outcome) && Number.isSafeInteger(attempt) && (outcome === 'acquired'
+    ? isText(fingerprint)
+    : outcome === 'completed' ? isOutcome(result) : typeof fingerprint === 'string')
   if (!valid) throw new StoreAnswerError('a claim')
   return answer as Claim
 }
@@ -102,6 +162,26 @@ export function claimIn (answer: unknown): Claim {
 export function acceptedIn (answer: unknown): boolean {
   if (typeof answer !== 'boolean') throw new StoreAnswerError('a step')
   return answer
+}
+
+const RECORDINGS: ReadonlySet<unknown> = new Set(['recorded', 'known', 'lost'])
+
+/** A store's answer to `record`. @throws {StoreAnswerError} when it is none. */
+export function recordingIn (answer: unknown): Recording {
+  const { outcome, result } = (answer ?? {}) as Record<string, unknown>
+  if (!RECORDINGS.has(outcome) || !isText(result)) throw new StoreAnswerError('a step to be recorded')
+  return answer as Recording
+}
+
+/** A store's answer to `recorded`. @throws {StoreAnswerError} when it is none. */
+export function stepsIn (answer: unknown): StepRecord[] {
+  const isStep = (step: Partial<StepRecord> | null): boolean => typeof step?.name === 'string' && isText(step.result)
+  if (!Array.isArray(answer) || !answer.every(isStep)) throw new StoreAnswerError('the question for recorded steps')
+  return answer as StepRecord[]
+}
+
+function isText (value: unknown): boolean {
+  return value === undefined || typeof value === 'string'
 }
 
 /** The store has answered with something that the contract does not know; nothing runs on the strength of it. */

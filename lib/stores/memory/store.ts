@@ -78,7 +78,7 @@ export class MemoryStore implements Store {
     return { outcome: 'acquired', attempt, takeover: takenOver }
   }
 
-  renew (key: string, token: string, lease: number, ttl: number, fingerprint: string): boolean {
+  renew (key: string, token: string, lease: number, ttl: number, fingerprint: string, _bind = false): boolean {
     const held = this.#held.get(key)
     if (held === undefined || held.token !== token) return false
     const now = this.#now()

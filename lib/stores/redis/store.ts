@@ -59,7 +59,7 @@ export class RedisStore implements Store {
     })
   }
 
-  renew (key: string, token: string, lease: number, ttl: number, fingerprint: string): Promise<boolean> {
+  renew (key: string, token: string, lease: number, ttl: number, fingerprint: string, _bind = false): Promise<boolean> {
     return this.#run(RENEW, key, [token, lease, ttl, fingerprint], reply => this.#accepted(reply, key, token, 'h'))
   }
 
