@@ -8,6 +8,7 @@ import { isAscii, payloadOf, resetHeaders, restore, withdraw } from '../response
 import type { Outcome } from '../stores/contract.ts'
 import type { Core } from './core.ts'
 import type { Exchange } from './exchange.ts'
+import { isRefused, setRefusal, takeRefusal } from './refusal.ts'
 
 /** The one place that answers in the handler's stead. */
 
@@ -50,6 +51,22 @@ export function replacedPayload (exchange: Exchange, verdict: Verdict): { error:
   resetHeaders(reply, headersBefore)
   if ('replay' in verdict) return { error: null, payload: beginReplay(exchange, verdict.replay).payload }
   const { thrown = null, payload } = render(core, request, reply, route, verdict.refuse, exchange)
+  return { error: thrown, payload }
+}
+
+/** To be called with each error that goes to the error handler: one of the plugin's own is answered in the route's form. */
+export function noteRefusal (core: Core, request: FastifyRequest, reply: FastifyReply, route: RouteConfig, error: unknown, exchange: Exchange | undefined): void {
+  if (!(error instanceof IdempotencyError) || isRefused(request)) return
+  if (route.errors === 'throw') render(core, request, reply, route, error, exchange)
+  else setRefusal(request, { core, route, error, rendered: false })
+}
+
+/** What goes out in the place of an error handler's reply where there is nothing to settle; `undefined`: that reply. */
+export function refusedPayload (request: FastifyRequest, reply: FastifyReply, exchange: Exchange | undefined): { error: Error | null, payload?: unknown } | undefined {
+  const refusal = takeRefusal(request)
+  if (refusal === undefined) return undefined
+  if (reply.hasHeader('content-length')) reply.removeHeader('content-length')
+  const { thrown = null, payload } = render(refusal.core, request, reply, refusal.route, refusal.error, exchange)
   return { error: thrown, payload }
 }
 
@@ -119,11 +136,15 @@ function report ({ config }: Core, request: FastifyRequest, error: IdempotencyEr
 }
 
 /** The payload of a refusal, or the error that is to go through Fastify's error handler instead. */
-function render (core: Core, request: FastifyRequest, reply: FastifyReply, { errors }: RouteConfig, error: IdempotencyError, exchange: Exchange | undefined): { thrown?: Error, payload?: Buffer } {
+function render (core: Core, request: FastifyRequest, reply: FastifyReply, route: RouteConfig, error: IdempotencyError, exchange: Exchange | undefined): { thrown?: Error, payload?: Buffer } {
   const { profile, docsUrl } = core.config
+  const { errors } = route
   report(core, request, error, exchange)
   if (error.retryAfter !== undefined) reply.header('retry-after', error.retryAfter)
-  if (errors === 'throw') return { thrown: error }
+  if (errors === 'throw') {
+    setRefusal(request, { core, route, error, rendered: true })
+    return { thrown: error }
+  }
   let rendered
   try {
     rendered = renderError(error, request, errors, docsUrl)

@@ -3,6 +3,7 @@ import type { Readable } from 'node:stream'
 import type { FastifyInstance, FastifyRequest } from 'fastify'
 import { presentedConstraints, routeConfig, type RouteContext } from '../config/options.ts'
 import { errorFrom } from '../lease/store-calls.ts'
+import { noteRefusal } from './answer.ts'
 import type { Core } from './core.ts'
 import { answerEarlyBody } from './early-body.ts'
 import { exchangeOf, type Exchange } from './exchange.ts'
@@ -52,7 +53,11 @@ export function addInstanceHooks (core: Core, instance: FastifyInstance): void {
       else beforeHandler(exchange, done as Done)
     })
   })
-  instance.addHook('onError', (request, _reply, error, done) => noteError(earlyOf(request), error, done as Done))
+  instance.addHook('onError', (request, reply, error, done) => {
+    const exchange = earlyOf(request)
+    if (exchange !== undefined) noteRefusal(core, request, reply, exchange.route, error, exchange)
+    noteError(exchange, error, done as Done)
+  })
   instance.addHook('onSend', onSend(true, () => false))
   instance.addHook('onClose', (_instance, done) => {
     tracing.stop()

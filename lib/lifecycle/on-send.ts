@@ -5,8 +5,9 @@ import { whenReplying } from '../protocol/settlement.ts'
 import { capture, isAscii, isResponse, resetHeaders, unreplayable, unwrapResponse, WITHOUT_CONTENT } from '../response/outcome.ts'
 import { isStream, tee, type ByteStream } from '../response/tee.ts'
 import type { Outcome } from '../stores/contract.ts'
-import { isBetterAsBytes, replacedPayload, replayedPayload } from './answer.ts'
+import { isBetterAsBytes, refusedPayload, replacedPayload, replayedPayload } from './answer.ts'
 import { exchangeOf, type Exchange } from './exchange.ts'
+import { isRefused, takeRefusal } from './refusal.ts'
 
 type Done = (error?: Error | null, payload?: unknown) => void
 
@@ -28,7 +29,10 @@ const PASSING: OutgoingReply = { status: 0, headers: {}, overtaken: false }
 export function onSend (declaredEarly: boolean, isLast: () => boolean): onSendHookHandler<unknown> {
   return (request, reply, payload, done) => {
     const exchange = exchangeOf(request)
-    if (exchange?.declaredEarly !== declaredEarly) return done()
+    if (exchange?.declaredEarly !== declaredEarly) {
+      if (exchange === undefined && isRefused(request)) return refuseInPlace(request, reply, undefined, done as Done)
+      return done()
+    }
     // A second reply, which Fastify would refuse.
     if (exchange.outgoing !== undefined) {
       return request.log.warn({ idempotencyId: exchange.id }, 'idempotency: a reply is already on its way; this one is dropped')
@@ -38,11 +42,18 @@ export function onSend (declaredEarly: boolean, isLast: () => boolean): onSendHo
     if (lease === undefined || lease.isFinal) {
       // Answered by another hook, before the key was claimed, or with a refusal.
       if (claim !== 'bypassed') body.discard()
-      return done()
+      return isRefused(request) ? refuseInPlace(request, reply, exchange, done as Done) : done()
     }
     if (lease.isOver && reply.raw.headersSent) return done()
     pass(exchange, payload, isLast(), done as Done)
   }
+}
+
+/** What an error handler has made of a refusal is answered in the route's form. */
+function refuseInPlace (request: FastifyRequest, reply: FastifyReply, exchange: Exchange | undefined, done: Done): void {
+  const refused = refusedPayload(request, reply, exchange)
+  if (refused === undefined) done()
+  else done(refused.error, refused.payload)
 }
 
 function pass (exchange: Exchange, payload: unknown, last: boolean, done: Done): void {
@@ -60,9 +71,9 @@ function pass (exchange: Exchange, payload: unknown, last: boolean, done: Done):
 }
 
 function decide (exchange: Exchange, payload: unknown, last: boolean, done: Done): void {
-  const { reply, body, admission, answeredFor, started } = exchange
+  const { request, reply, body, admission, answeredFor, started } = exchange
   const content = isResponse(payload) ? unwrapResponse(reply, payload) : payload
-  const cacheable = !answeredFor && exchange.isCacheable(reply.statusCode)
+  const cacheable = !answeredFor && !isRefused(request) && exchange.isCacheable(reply.statusCode)
   switch (whenReplying({ answeredFor, cacheable, admission, bodyWhole: body.whole, started })) {
     case 'leave': return leave(exchange, done, null, content)
     case 'release': return release(exchange, content, done)
@@ -134,13 +145,15 @@ function fingerprintOf (exchange: Exchange): string {
 }
 
 function settleReply (exchange: Exchange, outcome: Outcome | undefined, payload: unknown, done: Done): void {
-  const { core, lease, reply } = exchange
+  const { core, lease, request, reply } = exchange
   if (lease === undefined) return
   let sent = payload
   settle(core, lease, { outcome, status: reply.statusCode }, instead => {
-    if (instead === undefined) return leave(exchange, done, null, sent)
+    const refusal = takeRefusal(request)
+    const verdict = instead ?? (refusal === undefined ? undefined : { refuse: refusal.error })
+    if (verdict === undefined) return leave(exchange, done, null, sent)
     undoOvertaking(exchange)
-    const { error, payload } = replacedPayload(exchange, instead)
+    const { error, payload } = replacedPayload(exchange, verdict)
     leave(exchange, done, error, payload)
   })
   if (exchange.outgoing === undefined) return

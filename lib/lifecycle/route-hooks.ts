@@ -3,7 +3,7 @@ import type { FastifyInstance, FastifyReply, FastifyRequest, RouteOptions as Fas
 import { constraintsOf, isLate, routeConfig, type RouteContext } from '../config/options.ts'
 import { participants } from '../config/participants.ts'
 import { RequestBody } from '../request/body.ts'
-import { replayFailed } from './answer.ts'
+import { noteRefusal, replayFailed } from './answer.ts'
 import { claimKey, refuseMissing, replayOrRun } from './claim.ts'
 import type { Core } from './core.ts'
 import { Exchange, exchangeOf, hasClosed } from './exchange.ts'
@@ -45,7 +45,11 @@ export function addRouteHooks (core: Core, instance: FastifyInstance, declared: 
   append(declared, 'preParsing', preParsing)
   const late = (request: FastifyRequest, _reply: FastifyReply, done: Done): void => claimAndAct(exchangeOf(request), done)
   if (isLate(route.hook)) append(declared, route.hook, late)
-  append(declared, 'onError', (request: FastifyRequest, _reply: FastifyReply, error: Error, done: Done) => noteError(exchangeOf(request), error, done))
+  append(declared, 'onError', (request: FastifyRequest, reply: FastifyReply, error: Error, done: Done) => {
+    const exchange = exchangeOf(request)
+    noteRefusal(core, request, reply, route, error, exchange)
+    noteError(exchange, error, done)
+  })
   // What is kept is uncompressed: each client gets an encoding that it accepts.
   const own = [declared.onSend ?? []].flat()
   let final: boolean | undefined
