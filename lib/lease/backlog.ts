@@ -1,6 +1,6 @@
 import type { FastifyRequest } from 'fastify'
 import { loggable, publish, type Subject } from '../events.ts'
-import { unreplayable } from '../response/outcome.ts'
+import { unreplayable } from '../protocol/settlement.ts'
 import { commit, type Ending, type LeaseDeps } from './commit.ts'
 import type { Lease } from './lease.ts'
 

@@ -1,5 +1,8 @@
+import type { Outcome } from '../stores/contract.ts'
+
 /**
  * What becomes of a key, as two decisions over plain facts: when a reply is on its way, and when a response is over.
+ * Each has its table: the first row that fits decides, and an empty cell fits everything.
  */
 
 /** `pending`: hooks before the parser have their say. `refused`: a parser gave up before the body's end. */
@@ -23,14 +26,14 @@ export type ReplyDecision = 'leave' | 'release' | 'complete' | 'read'
 /**
  * What becomes of the key when a reply is on its way (G4, G8, G9):
  *
- * | answered for | cacheable | admission         | body whole | started | decision |
- * |--------------|-----------|-------------------|------------|---------|----------|
- * | yes          |           |                   |            |         | leave    |
- * | no           | no        |                   |            |         | release  |
- * | no           | yes       | pending, refused  |            |         | release  |
- * | no           | yes       | admitted          | yes        |         | complete |
- * | no           | yes       | admitted          | no         | no      | release  |
- * | no           | yes       | admitted          | no         | yes     | read     |
+ * | answeredFor | cacheable | admission        | bodyWhole | started | decision |
+ * |-------------|-----------|------------------|-----------|---------|----------|
+ * | yes         |           |                  |           |         | leave    |
+ * | no          | no        |                  |           |         | release  |
+ * | no          | yes       | pending, refused |           |         | release  |
+ * | no          | yes       | admitted         | yes       |         | complete |
+ * | no          | yes       | admitted         | no        | no      | release  |
+ * | no          | yes       | admitted         | no        | yes     | read     |
  */
 export function whenReplying (facts: ReplyFacts): ReplyDecision {
   if (facts.answeredFor) return 'leave'
@@ -69,19 +72,19 @@ export type OverDecision = 'wait' | 'refuse' | 'unseen' | 'empty'
 /**
  * What becomes of a key whose response is over, sent or not, where no hook will decide (G6, G7, G9):
  *
- * | handler   | answered for | replied | sent | finished | admission | body whole | decision |
- * |-----------|--------------|---------|------|----------|-----------|------------|----------|
- * | none      |              |         | no   |          |           | yes        | wait     |
- * | none      | no           |         | yes  |          | admitted  | yes        | unseen   |
- * | none      |              |         |      |          | otherwise |            | refuse   |
- * | silent    |              |         |      |          |           |            | unseen   |
- * | ended, empty | yes       |         |      |          |           |            | unseen   |
- * | callback, delegated | yes | yes    |      |          |           |            | unseen   |
- * | other     | yes          |         |      |          |           |            | wait     |
- * | promise   | no           |         | yes  | no       |           |            | wait     |
- * | other     | no           |         | yes  |          |           |            | unseen   |
- * | empty     | no           | no      | no   |          |           |            | empty    |
- * | other     | no           |         | no   |          |           |            | wait     |
+ * | handler             | answeredFor | replied | sent | finished | admission | bodyWhole | decision |
+ * |---------------------|-------------|---------|------|----------|-----------|-----------|----------|
+ * | none                |             |         | no   |          |           | yes       | wait     |
+ * | none                | no          |         | yes  |          | admitted  | yes       | unseen   |
+ * | none                |             |         |      |          |           |           | refuse   |
+ * | silent              |             |         |      |          |           |           | unseen   |
+ * | ended, empty        | yes         |         |      |          |           |           | unseen   |
+ * | callback, delegated | yes         | yes     |      |          |           |           | unseen   |
+ * |                     | yes         |         |      |          |           |           | wait     |
+ * | promise             | no          |         | yes  | no       |           |           | wait     |
+ * |                     | no          |         | yes  |          |           |           | unseen   |
+ * | empty               | no          | no      | no   |          |           |           | empty    |
+ * |                     | no          |         | no   |          |           |           | wait     |
  */
 export function whenOver (facts: OverFacts): OverDecision {
   const { handler, answeredFor, replied, sent, finished, admission, bodyWhole } = facts
@@ -98,4 +101,9 @@ export function whenOver (facts: OverFacts): OverDecision {
   // Past Fastify: hijacked, raw, or its last resort. Cut off, the handler may still run.
   if (sent) return handler === 'promise' && !finished ? 'wait' : 'unseen'
   return handler === 'empty' && !replied ? 'empty' : 'wait'
+}
+
+/** The fact alone that the request was answered, where the response cannot be kept. */
+export function unreplayable (status: number, fingerprint: string): Outcome {
+  return { fingerprint, status: Math.trunc(status), replayable: false, headers: [], body: '', text: false }
 }

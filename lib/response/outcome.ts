@@ -38,11 +38,6 @@ function isSent (reply: FastifyReply, name: string, value: string | string[]): b
   }
 }
 
-/** The fact alone that the request was answered, where the response cannot be kept. */
-export function unreplayable (status: number, fingerprint: string): Outcome {
-  return { fingerprint, status: Math.trunc(status), replayable: false, headers: [], body: '', text: false }
-}
-
 /**
  * Puts a kept outcome on the reply: its headers win over what hooks have set, and a body
  * without a type gets none.
