@@ -1,4 +1,5 @@
 /** `npm run bench`: everything, or the named part. */
+import { against } from './against/index.ts'
 import { check, TOLERANCE } from './check.ts'
 import { describeMachine, machineText } from './machine.ts'
 import { pairParts } from './pairs.ts'
@@ -8,9 +9,10 @@ import { ratePart } from './rate.ts'
 import { stopRedis } from './redis.ts'
 import { markdownSection, markdownSummary, markdownTable, writeResults } from './report.ts'
 import { scaleParts } from './scale/index.ts'
+import { allocationPart } from './user/allocation.ts'
 import { userPart } from './user/index.ts'
 
-const parts: Part[] = [...pairParts, userPart, ratePart, ...scaleParts]
+const parts: Part[] = [...pairParts, userPart, allocationPart, ratePart, ...scaleParts]
 
 async function runAll (): Promise<void> {
   const sections: Record<string, Section> = {}
@@ -21,7 +23,7 @@ async function runAll (): Promise<void> {
   console.log('\nWritten to benchmarks/results.')
 }
 
-async function runPart ({ run }: Part): Promise<void> {
+async function runPart ({ run }: Pick<Part, 'run'>): Promise<void> {
   const section = await run()
   console.log(`${markdownSection(section)}\n${machineText(await describeMachine())}`)
 }
@@ -34,10 +36,10 @@ async function runCheck (): Promise<void> {
   else console.log(`No ratio fell by more than ${TOLERANCE * 100} %.`)
 }
 
-const [name] = process.argv.slice(2)
-const part = parts.find(each => each.name === name)
+const [name, ref = 'HEAD', ...works] = process.argv.slice(2)
+const part = name === 'against' ? { run: async () => await against(ref, works) } : parts.find(each => each.name === name)
 if (name !== undefined && name !== 'check' && part === undefined) {
-  console.error(`There is no part "${name}". Parts: ${parts.map(each => each.name).join(', ')}; "check" compares with the committed results; without a name, everything runs.`)
+  console.error(`There is no part "${name}". Parts: ${parts.map(each => each.name).join(', ')}; "check" compares with the committed results, "against <git ref>" with another build; without a name, everything runs.`)
   process.exit(1)
 }
 keepAside(process.pid)

@@ -13,10 +13,10 @@ export interface RunningServer {
   stop: () => Promise<void>
 }
 
-export async function startServer (app: AppName, redisPort: number): Promise<RunningServer> {
+export async function startServer (app: AppName, redisPort: number, env: NodeJS.ProcessEnv = {}): Promise<RunningServer> {
   const [execPath = process.execPath, ...execArgv] = [...serverPrefix, process.execPath]
   const child = fork(fileURLToPath(new URL('server.js', import.meta.url)), [app, String(redisPort)], {
-    execPath, execArgv, env: { ...process.env, NODE_ENV: 'production' }
+    execPath, execArgv, env: { ...process.env, ...env, NODE_ENV: 'production' }
   })
   const exited = once(child, 'exit')
   const failed = exited.then(() => { throw new Error(`the server "${app}" ended by itself`) })
