@@ -2,6 +2,7 @@ import { suiteOf, type StoreTestOptions } from './store-tests/kit.ts'
 import { outageTests } from './store-tests/outage.ts'
 import { outcomeTests } from './store-tests/outcomes.ts'
 import { raceTests } from './store-tests/races.ts'
+import { recordingTests } from './store-tests/recording.ts'
 import { stepTests } from './store-tests/steps.ts'
 import { timeTests } from './store-tests/times.ts'
 import { watchTests } from './store-tests/watching.ts'
@@ -13,6 +14,7 @@ export function storeTests (options: StoreTestOptions): void {
   outcomeTests(suite)
   timeTests(suite)
   raceTests(suite)
+  recordingTests(suite)
   watchTests(suite)
   outageTests(suite)
 }

@@ -1,5 +1,6 @@
 import { hashOf } from '../../util/hash.ts'
-import type { Outcome } from '../contract.ts'
+import { decodeBinding, encodeBinding } from '../binding.ts'
+import type { Binding, Outcome } from '../contract.ts'
 import { KeyIndex, SLOT_BYTES } from './key-index.ts'
 import { decodeOutcome, headOf } from '../record.ts'
 
@@ -8,9 +9,11 @@ import { decodeOutcome, headOf } from '../record.ts'
  * heap: a million of them cost the garbage collector nothing.
  *
  *     record's length u32 | key's hash u32 | since f64 | attempt u32 | key length u16 |
- *     token length u16 | key | token | the kept outcome, if there is one
+ *     token length u16 | key | token | the kept outcome, or `b` and what a freed key is bound to, or nothing
  */
 const HEAD = 24
+/** What an outcome never begins with. */
+const BOUND = 'b'.charCodeAt(0)
 const SEGMENT_BYTES = 262_144
 /** Of the first segment; each later one is twice as large, up to `SEGMENT_BYTES`. */
 const FIRST_BYTES = 1_024
@@ -53,7 +56,13 @@ export class Ended {
 
   /** A key without an outcome is free. */
   get completed (): boolean {
-    return this.#outcomeAt < this.#end
+    return this.#outcomeAt < this.#end && this.#bytes[this.#outcomeAt] !== BOUND
+  }
+
+  /** What a freed key is bound to. */
+  get binding (): Binding | undefined {
+    if (this.completed || this.#outcomeAt === this.#end) return undefined
+    return decodeBinding(this.#bytes, this.#outcomeAt + 1, this.#end)
   }
 
   /** The kept outcome. Bytes are a copy, which hooks may write into; those of a text, which hooks see as a string, are not. */
@@ -114,16 +123,17 @@ export class Log {
     return segment === undefined || this.#tail === segment.used ? Infinity : segment.bytes.readDoubleBE(this.#tail + 8)
   }
 
-  /** Adds a key that is not there, and ended `since`. */
-  append (key: string, token: string, since: number, attempt: number, outcome: Outcome | undefined): void {
+  /** Adds a key that is not there, and ended `since`: completed, or freed, and then maybe bound. */
+  append (key: string, token: string, since: number, attempt: number, outcome: Outcome | undefined, binding?: Binding): void {
     const keyLength = Buffer.byteLength(key)
     const tokenLength = Buffer.byteLength(token)
-    const body = outcome?.body
+    const body = binding === undefined ? outcome?.body : Buffer.concat([Buffer.of(BOUND), encodeBinding(binding)])
     const texts = key + token + (outcome === undefined ? '' : headOf(outcome)) + (typeof body === 'string' ? body : '')
     const textsEnd = HEAD + Buffer.byteLength(texts)
     const length = textsEnd + (typeof body === 'object' ? body.length : 0)
-    if (outcome?.replayable === true && length + SLOT_BYTES > this.#maxBytes) {
-      return this.append(key, token, since, attempt, { ...outcome, replayable: false, headers: [], body: '' })
+    if (length + SLOT_BYTES > this.#maxBytes) {
+      if (outcome?.replayable === true) return this.append(key, token, since, attempt, { ...outcome, replayable: false, headers: [], body: '' })
+      if (binding !== undefined) return this.append(key, token, since, attempt, undefined)
     }
     const segment = this.#room(length)
     const { bytes, used } = segment

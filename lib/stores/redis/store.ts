@@ -1,7 +1,8 @@
-import { StoreAnswerError, type Claim, type ClaimRequest, type Entry, type Outcome, type Store } from '../contract.ts'
+import { encodeBinding, decodeBinding } from '../binding.ts'
+import { StoreAnswerError, type Binding, type Claim, type ClaimRequest, type Entry, type Outcome, type Recording, type StepRecord, type Store } from '../contract.ts'
 import { decodeOutcome, recordOf, UnreadableRecordError } from '../record.ts'
 import { TurnCork, type Corkable } from './cork.ts'
-import { CLAIM, END, FREED_MS, HEAD, READ, RENEW, TOUCH, UNKNOWN_VERSION, VERSION, type Script } from './scripts.ts'
+import { CLAIM, END, FREED_MS, HEAD, READ, RECORD, RENEW, TOUCH, UNKNOWN_VERSION, VERSION, type Script } from './scripts.ts'
 
 /** The part of a client that is used: ioredis 5 and 6 (`Redis` or `Cluster`) and iovalkey fit. */
 export interface RedisClient {
@@ -59,16 +60,29 @@ export class RedisStore implements Store {
     })
   }
 
-  renew (key: string, token: string, lease: number, ttl: number, fingerprint: string, _bind = false): Promise<boolean> {
-    return this.#run(RENEW, key, [token, lease, ttl, fingerprint], reply => this.#accepted(reply, key, token, 'h'))
+  renew (key: string, token: string, lease: number, ttl: number, fingerprint: string, bind = false): Promise<boolean> {
+    return this.#run(RENEW, key, [token, lease, ttl, fingerprint, bind ? 1 : 0], reply => this.#accepted(reply, key, token, 'h'))
   }
 
   complete (key: string, token: string, outcome: Outcome, ttl: number): Promise<boolean> {
-    return this.#run(END, key, [token, ttl, recordOf(outcome), 1], reply => this.#accepted(reply, key, token, 'c'))
+    return this.#run(END, key, [token, ttl, recordOf(outcome), 1, ''], reply => this.#accepted(reply, key, token, 'c'))
   }
 
-  release (key: string, token: string, ttl: number, executed: boolean): Promise<boolean> {
-    return this.#run(END, key, [token, ttl, '', executed ? 1 : 0], reply => accepted(reply))
+  release (key: string, token: string, ttl: number, executed: boolean, binding?: Binding): Promise<boolean> {
+    const bound = binding === undefined ? '' : encodeBinding(binding)
+    return this.#run(END, key, [token, ttl, '', executed ? 1 : 0, bound], reply => accepted(reply))
+  }
+
+  record (key: string, token: string, fingerprint: string, name: string, result: string | undefined): Promise<Recording> {
+    const args = [token, fingerprint, name, result === undefined ? 's' : 'r', result ?? '']
+    if (this.#minReplicas === 0) return this.#run(RECORD, key, args, recordingOf)
+    return this.#written(RECORD, key, args).then(recordingOf, error => { throw explain(error) })
+  }
+
+  async recorded (key: string): Promise<StepRecord[]> {
+    const found = await this.#run(READ, key, [], reply => reply as [Buffer] | null)
+    if (found === null || found[0].toString('latin1', 1, 2) === 'c') return []
+    return [...decodeBinding(found[0], HEAD)?.steps ?? []]
   }
 
   async read (key: string): Promise<Entry | undefined> {
@@ -114,14 +128,23 @@ export class RedisStore implements Store {
    * writes. The touch is a write, and finds out whether the record is still there.
    */
   async #replicated (key: string, token: string, state: 'h' | 'c'): Promise<void> {
+    if (Number(await this.#written(TOUCH, key, [token, state])) !== 1) throw this.#unreplicated(0)
+  }
+
+  /** What a script that writes has answered, once `minReplicas` have it. */
+  async #written ({ source }: Script, key: string, args: Argument[]): Promise<unknown> {
     const { pipeline } = this.#client as Required<RedisClient>
     const results = await pipeline.call(this.#client, [
-      ['callBuffer', 'EVAL', TOUCH.source, 1, key, token, state],
+      ['callBuffer', 'EVAL', source, 1, key, ...args],
       ['callBuffer', 'WAIT', this.#minReplicas, this.#replicaTimeout]
     ]).exec()
-    const [[error, touched], [waitError, acknowledged]] = results as [[Error | null, unknown], [Error | null, unknown]]
-    if (Number(touched) === 1 && Number(acknowledged) >= this.#minReplicas) return
-    throw new Error(`${String(acknowledged ?? 0)} of ${this.#minReplicas} replicas have the write after ${this.#replicaTimeout} ms`, { cause: error ?? waitError })
+    const [[error, answer], [waitError, acknowledged]] = results as [[Error | null, unknown], [Error | null, unknown]]
+    if (error === null && Number(acknowledged) >= this.#minReplicas) return answer
+    throw this.#unreplicated(acknowledged, error ?? waitError)
+  }
+
+  #unreplicated (acknowledged: unknown, cause?: unknown): Error {
+    return new Error(`${String(acknowledged ?? 0)} of ${this.#minReplicas} replicas have the write after ${this.#replicaTimeout} ms`, { cause })
   }
 }
 
@@ -136,12 +159,28 @@ function claimOf (reply: unknown): Claim {
   if (!Buffer.isBuffer(reply) || reply.length < 5) throw new StoreAnswerError('a claim')
   if (reply[0] === VERSION) return { outcome: 'completed', attempt: reply.readUInt32BE(2), result: decodeOutcome(reply, HEAD) }
   const attempt = reply.readUInt32BE(1)
+  const fingerprint = reply.toString('latin1', 5)
   switch (reply[0]) {
-    case LETTER.a: return { outcome: 'acquired', attempt, takeover: false }
-    case LETTER.t: return { outcome: 'acquired', attempt, takeover: true }
-    case LETTER.h: return { outcome: 'held', attempt, fingerprint: reply.toString('latin1', 5) }
-    case LETTER.x: return { outcome: 'abandoned', attempt, fingerprint: reply.toString('latin1', 5) }
+    case LETTER.a: return acquired(attempt, false, fingerprint)
+    case LETTER.t: return acquired(attempt, true, fingerprint)
+    case LETTER.h: return { outcome: 'held', attempt, fingerprint }
+    case LETTER.x: return { outcome: 'abandoned', attempt, fingerprint }
     default: throw new StoreAnswerError('a claim')
+  }
+}
+
+function acquired (attempt: number, takeover: boolean, fingerprint: string): Claim {
+  return fingerprint === '' ? { outcome: 'acquired', attempt, takeover } : { outcome: 'acquired', attempt, takeover, fingerprint }
+}
+
+function recordingOf (reply: unknown): Recording {
+  if (!Buffer.isBuffer(reply)) throw new StoreAnswerError('a step to be recorded')
+  switch (reply.toString('latin1', 0, 1)) {
+    case 'w': return { outcome: 'recorded' }
+    case 's': return { outcome: 'known', result: undefined }
+    case 'r': return { outcome: 'known', result: reply.toString('utf8', 1) }
+    case 'l': return { outcome: 'lost' }
+    default: throw new StoreAnswerError('a step to be recorded')
   }
 }
 
