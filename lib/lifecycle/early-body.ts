@@ -58,6 +58,6 @@ function refusal (exchange: Exchange): Error {
     'read before the plugin could see it, so that its retries cannot be told. Keep its bytes as request.rawBody, or ' +
     'say what makes two requests the same with the option "fingerprint"'
   request.log.error({ idempotencyId: id }, message)
-  exchange.admission = 'refused'
+  exchange.refuseBody()
   return Object.assign(new Error(message), { statusCode: 500 })
 }

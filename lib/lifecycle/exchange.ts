@@ -31,7 +31,6 @@ export class Exchange implements Holder {
   readonly token = randomUUID()
   readonly #url: string
   body: RequestBody
-  admission: Admission = 'pending'
   key = ''
   id = ''
   /** What the store has answered; `bypassed` where it did not, and the request runs unprotected. */
@@ -44,10 +43,8 @@ export class Exchange implements Holder {
   headersBefore: Record<string, unknown> | undefined
   /** The handler's run, once it has begun. */
   run: HandlerRun | undefined
-  /** Fastify has answered in the place of a handler that may still run. */
-  answeredFor = false
-  /** A reply was begun before the handler: the handler must not start. */
-  repliedEarly = false
+  /** Who has replied in the handler's place: a hook, before it has begun, or Fastify, when its timeout was over. */
+  repliedFor: 'hook' | 'timeout' | undefined
   /** The reply that is in our onSend hook. */
   outgoing: OutgoingReply | undefined
   /** How many replies have come to our onSend hook. */
@@ -58,6 +55,7 @@ export class Exchange implements Holder {
   replay: { outcome: Outcome, payload: string | Buffer | null } | undefined
   /** When the response was over, by the monotonic clock. */
   closedAt: number | undefined
+  #admission: Admission = 'pending'
   #fingerprint = ''
 
   constructor (core: Core, request: FastifyRequest, reply: FastifyReply, route: RouteContext, body: RequestBody, declaredEarly: boolean) {
@@ -81,6 +79,25 @@ export class Exchange implements Holder {
 
   get storeKey (): string {
     return this.core.config.prefix + this.id
+  }
+
+  get admission (): Admission {
+    return this.#admission
+  }
+
+  /** All hooks before the parser have run. A body that was refused stays so. */
+  admit (): void {
+    if (this.#admission === 'pending') this.#admission = 'admitted'
+  }
+
+  /** A parser has given the body up, or the plugin cannot tell it from others: no reply is an outcome. */
+  refuseBody (): void {
+    this.#admission = 'refused'
+  }
+
+  /** Fastify has answered in the place of a handler that may still run, or may not start any more. */
+  get answeredFor (): boolean {
+    return this.repliedFor === 'timeout'
   }
 
   get attempt (): number {

@@ -2,29 +2,66 @@ import type { HandlerProgress } from '../protocol/settlement.ts'
 import type { Exchange } from './exchange.ts'
 
 /**
- * How far a handler is. `callback`: it will call `reply.send`, or nothing. `promise`: a promise will tell its end.
- * `delegated`: it has ended and given its reply to somebody who may send it later.
+ * How far a handler is. `callback`: it will call `reply.send`, or nothing. `promise`: its promise will settle.
+ * `delegated`: it has ended, and given its reply to somebody who may send it later. `empty`: it has ended with nothing
+ * to send. `ended`: it has ended otherwise.
  */
-type Phase = 'callback' | 'promise' | 'delegated' | 'empty' | 'ended'
+export type Phase = 'callback' | 'promise' | 'delegated' | 'empty' | 'ended'
+
+/** What may follow each phase. */
+export const PHASES: Readonly<Record<Phase, readonly Phase[]>> = {
+  callback: ['promise', 'delegated', 'empty', 'ended'],
+  promise: ['delegated', 'empty', 'ended'],
+  delegated: ['delegated', 'empty', 'ended'],
+  empty: [],
+  ended: []
+}
 
 /** A handler that has begun; made for requests that hold their key. */
 export class HandlerRun {
-  phase: Phase = 'callback'
+  #phase: Phase = 'callback'
+  #replied = false
+  /** The reply's `then` was called: whoever awaits it does not know yet what will be sent. */
+  #returnedReply = false
+  #delegatedAt = 0
+
+  get phase (): Phase {
+    return this.#phase
+  }
+
   /** `reply.send` was called while the reply was the handler's to send. */
-  replied = false
-  /** The handler has given its reply to somebody who may send it later. */
-  returnedReply = false
+  get replied (): boolean {
+    return this.#replied
+  }
+
   /** When its phase became `delegated`, by the monotonic clock. */
-  delegatedAt = 0
+  get delegatedAt (): number {
+    return this.#delegatedAt
+  }
+
+  get hasEnded (): boolean {
+    return this.#phase === 'empty' || this.#phase === 'ended'
+  }
+
+  /** A handler may do several things late, in any order: the first end counts, and what the table lacks is ignored. */
+  to (phase: Phase): void {
+    if (!PHASES[this.#phase].includes(phase)) return
+    this.#phase = phase
+    if (phase === 'delegated') this.#delegatedAt = performance.now()
+  }
+
+  noteReply (): void {
+    this.#replied = true
+  }
+
+  noteReturnedReply (): void {
+    this.#returnedReply = true
+  }
 
   /** The handler has ended, with `value` or without. */
   end (value: unknown): void {
-    if (this.returnedReply && !this.replied) {
-      this.phase = 'delegated'
-      this.delegatedAt = performance.now()
-    } else {
-      this.phase = value === undefined ? 'empty' : 'ended'
-    }
+    if (this.#returnedReply && !this.#replied) this.to('delegated')
+    else this.to(value === undefined ? 'empty' : 'ended')
   }
 }
 

@@ -12,17 +12,17 @@ export function wrapHandler (handler: RouteHandlerMethod): RouteHandlerMethod {
     if (exchange.body.readEarly && answerEarlyBody(exchange)) return undefined
     if (exchange.lease === undefined) return handler.call(this, request, reply)
     // A hook has replied, and Fastify could not tell: its reply still waits in an onSend hook.
-    if (exchange.repliedEarly) return undefined
+    if (exchange.repliedFor !== undefined) return undefined
     checkFingerprint(exchange)
     exchange.run = new HandlerRun()
     const result: unknown = handler.call(this, request, reply)
     if (result === undefined) return undefined
     if (!isThenable(result)) {
-      exchange.run.phase = 'ended'
+      exchange.run.to('ended')
       return result
     }
     const promise = (result as unknown) === reply || isPlainPromise(result) ? result : new Promise(resolve => { resolve(result) })
-    exchange.run.phase = 'promise'
+    exchange.run.to('promise')
     promise.then(value => handlerEnded(exchange, value), () => handlerFailed(exchange))
     return promise
   }
@@ -34,7 +34,7 @@ export function checkFingerprint (exchange: Exchange): void {
   try {
     exchange.ensureFingerprint()
   } catch (error) {
-    exchange.admission = 'refused'
+    exchange.refuseBody()
     throw error
   }
 }
@@ -72,7 +72,7 @@ const send = function (this: FastifyReply, payload?: unknown) {
 const then: FastifyReply['then'] = function (this: FastifyReply, fulfilled, rejected) {
   const run = exchangeOf(this.request)?.run
   // Of a reply that has left, it says nothing.
-  if (run !== undefined && !this.sent) run.returnedReply = true
+  if (run !== undefined && !this.sent) run.noteReturnedReply()
   return ((this as WatchedReply)[kThen] as FastifyReply['then']).call(this, fulfilled, rejected)
 }
 
@@ -80,12 +80,12 @@ function noteSend (exchange: Exchange, payload: unknown): void {
   const { run } = exchange
   if (isTimeout(payload)) return noteTimeout(exchange)
   if (run === undefined) {
-    exchange.repliedEarly = true
+    exchange.repliedFor ??= 'hook'
   } else if (!exchange.answeredFor) {
-    run.replied = true
-  } else if (exchange.reply.sent && run.phase !== 'ended' && run.phase !== 'empty') {
+    run.noteReply()
+  } else if (exchange.reply.sent && !run.hasEnded) {
     // The late reply of a handler that was answered for is all that is heard of its end.
-    run.replied = true
+    run.noteReply()
     if (payload instanceof Error) handlerFailed(exchange)
     else handlerEnded(exchange, payload)
   }
@@ -103,16 +103,15 @@ export function handlerEnded (exchange: Exchange, value: unknown): void {
 export function handlerFailed (exchange: Exchange): void {
   const { run, reply } = exchange
   if (run === undefined) return
-  run.phase = 'ended'
+  run.to('ended')
   if (exchange.answeredFor || (reply.sent && hasClosed(exchange))) afterClose(exchange, performance.now(), true)
 }
 
 /** Fastify answers in the handler's place. A reply that is on its way already is not overtaken. */
 export function noteTimeout (exchange: Exchange): void {
   if (exchange.outgoing !== undefined) return
-  exchange.answeredFor = true
-  if (exchange.run === undefined) exchange.repliedEarly = true
-  else listenForLateReply(exchange)
+  exchange.repliedFor = 'timeout'
+  if (exchange.run !== undefined) listenForLateReply(exchange)
 }
 
 export function isTimeout (error: unknown): boolean {

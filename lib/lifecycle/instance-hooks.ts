@@ -38,7 +38,7 @@ export function addInstanceHooks (core: Core, instance: FastifyInstance): void {
   instance.addHook('preValidation', (request, _reply, done) => {
     const exchange = earlyOf(request)
     if (exchange === undefined) return done()
-    exchange.admission = 'admitted'
+    exchange.admit()
     if (exchange.route.hook !== 'preParsing') return beforeHandler(exchange, done as Done)
     claimAndAct(exchange, error => {
       if (error !== undefined) done(error)

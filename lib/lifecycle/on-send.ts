@@ -59,7 +59,7 @@ function refuseInPlace (request: FastifyRequest, reply: FastifyReply, exchange: 
 function pass (exchange: Exchange, payload: unknown, last: boolean, done: Done): void {
   exchange.outgoing = PASSING
   exchange.passes++
-  if (exchange.run === undefined) exchange.repliedEarly = true
+  if (exchange.run === undefined) exchange.repliedFor ??= 'hook'
   try {
     decide(exchange, payload, last, done)
   } catch (error) {

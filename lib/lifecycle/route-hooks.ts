@@ -83,7 +83,7 @@ function endOfPreParsing (request: FastifyRequest, payload: Readable, done: Done
   const exchange = exchangeOf(request)
   if (exchange === undefined) return done()
   const { body, route } = exchange
-  exchange.admission = 'admitted'
+  exchange.admit()
   // A hook that has read the body may have made another stream of its bytes.
   if (body.readEarly && payload !== request.raw) exchange.body = new RequestBody(request, payload, route.fingerprint !== undefined)
   else body.replacedBy(payload)
@@ -95,7 +95,7 @@ function endOfPreParsing (request: FastifyRequest, payload: Readable, done: Done
 export function claimAndAct (exchange: Exchange | undefined, done: Done): void {
   if (exchange === undefined) return done()
   // A hook has replied, and Fastify could not tell: what is under way must not be told that it may run.
-  if (exchange.claim === undefined && exchange.repliedEarly) return
+  if (exchange.claim === undefined && exchange.repliedFor !== undefined) return
   if (exchange.claim !== undefined) return replayOrRun(exchange, done)
   claimKey(exchange, error => {
     if (error !== undefined) done(error)
@@ -115,10 +115,10 @@ export function noteError (exchange: Exchange | undefined, error: Error, done: D
   } else if (isTimeout(error)) {
     noteTimeout(exchange)
   } else if (run === undefined && !body.whole) {
-    exchange.admission = 'refused'
-  } else if (declaredEarly && body.present && exchange.admission === 'pending') {
+    exchange.refuseBody()
+  } else if (declaredEarly && body.present) {
     // No hook of ours stands between the parser and the hooks of a route declared earlier.
-    exchange.admission = 'admitted'
+    exchange.admit()
   }
   done()
 }
