@@ -12,6 +12,7 @@ import { addInstanceHooks } from './lifecycle/instance-hooks.ts'
 import { addRouteHooks } from './lifecycle/route-hooks.ts'
 import { StartupWarnings } from './lifecycle/startup-warnings.ts'
 import { viewOf, type RequestIdempotency } from './lifecycle/view.ts'
+import { Waiters } from './lifecycle/wait.ts'
 import { createOperator, type Operator } from './operator.ts'
 
 declare module 'fastify' {
@@ -38,7 +39,7 @@ async function plugin (instance: FastifyInstance, options: FastifyIdempotencyOpt
   const renewals = new Renewals(calls, checkClosed)
   const backlog = new Backlog({ calls, renewals })
   const warnings = new StartupWarnings(instance)
-  const core: Core = { config, calls, renewals, backlog, warnings, waiters: new Set(), compressed: instance.hasPlugin('@fastify/compress') }
+  const core: Core = { config, calls, renewals, backlog, warnings, waiters: new Waiters(), compressed: instance.hasPlugin('@fastify/compress') }
 
   instance.decorate('idempotency', createOperator(calls, config.prefix))
   instance.decorateRequest('idempotency', { getter () { return viewOf(this) }, setter () {} })

@@ -88,11 +88,14 @@ export class Lease {
     return now - this.confirmedAt >= this.holder.route.lease
   }
 
-  /** Nothing more is tried: the key is free when the lease ends. An answer that is still to come changes nothing. */
+  /**
+   * Nothing more is tried: the key is free when the lease ends. An answer that is still to come changes nothing. The
+   * caller has told the log.
+   */
   giveUp (): void {
     this.to('given-up')
     this.commits++
-    this.lose()
+    if (!this.lost) this.#abandon()
   }
 
   /** Aborted when the lease is lost. */
@@ -105,11 +108,15 @@ export class Lease {
   /** Another request may hold the key now: tells the handler, the log and the operator, once. */
   lose (): void {
     if (this.lost) return
+    const { request, id } = this.holder
+    request.log.warn({ idempotencyId: id }, 'idempotency: the lease was lost before the outcome was stored')
+    this.#abandon()
+  }
+
+  #abandon (): void {
     this.lost = true
     this.#abort?.abort(leaseLost())
-    const { holder } = this
-    holder.request.log.warn({ idempotencyId: holder.id }, 'idempotency: the lease was lost before the outcome was stored')
-    publish('lease-lost', holder.request, holder)
+    publish('lease-lost', this.holder.request, this.holder)
   }
 }
 

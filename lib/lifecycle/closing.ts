@@ -1,17 +1,20 @@
 import type { FastifyInstance } from 'fastify'
+import { loggable } from '../events.ts'
 import type { Core } from './core.ts'
 
-/** Ends what an instance has under way when it closes, within `closeTimeout` in all. */
+/** Ends what an instance has under way when it closes, within `closeTimeout` from the call of `app.close()` on. */
 export function addCloseHooks (core: Core, instance: FastifyInstance): void {
   const { waiters, renewals, backlog, calls, config: { closeTimeout } } = core
+  let deadline = 0
+  const left = (): number => Math.max(deadline - performance.now(), MIN_MS)
   // Fastify waits for requests before its onClose hooks: what waits for a holder must not hold that up.
   instance.addHook('preClose', done => {
-    for (const waiter of waiters) waiter.sendAway()
+    deadline = performance.now() + closeTimeout
+    waiters.sendAway()
     done()
   })
   instance.addHook('onClose', async () => {
-    const deadline = performance.now() + closeTimeout
-    await within(closeTimeout, Promise.all([renewals.idle(), backlog.idle()]))
+    await within(left(), Promise.all([renewals.idle(), backlog.idle()]))
     const leases = renewals.all()
     const ids = [...leases.map(({ holder }) => holder.id), ...backlog.stop()]
     if (ids.length > 0) {
@@ -23,13 +26,17 @@ export function addCloseHooks (core: Core, instance: FastifyInstance): void {
       renewals.delete(lease)
     }
     renewals.stop()
-    const left = Math.max(deadline - performance.now(), MIN_CLOSE_MS)
-    await within(left, new Promise<void>(resolve => { calls.close(() => resolve()) }))
+    await within(left(), new Promise<void>(resolve => {
+      calls.close(error => {
+        if (error !== null) instance.log.error({ err: loggable(error) }, 'idempotency: the store could not be closed')
+        resolve()
+      })
+    }))
   })
 }
 
-/** A store is given this long to close, whatever time is left. */
-const MIN_CLOSE_MS = 100
+/** What is left is waited for this long at least: Fastify may have taken all of the time. */
+const MIN_MS = 100
 
 /** Settles with `promise`, or after `ms` without it. The process stays alive until then. */
 async function within (ms: number, promise: Promise<unknown>): Promise<void> {

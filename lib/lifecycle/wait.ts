@@ -5,8 +5,28 @@ import { hasClosed, type Exchange } from './exchange.ts'
 const POLL_MS = 25
 const MAX_POLL_MS = 250
 
-/** The duplicates that wait for a holder, so that a closing instance can send them away. */
-export type Waiters = Set<Waiter>
+/** The duplicates that wait for a holder, so that a closing instance can send them away, and those that come later. */
+export class Waiters {
+  readonly #waiting = new Set<Waiter>()
+  #closing = false
+
+  get closing (): boolean {
+    return this.#closing
+  }
+
+  add (waiter: Waiter): void {
+    this.#waiting.add(waiter)
+  }
+
+  delete (waiter: Waiter): void {
+    this.#waiting.delete(waiter)
+  }
+
+  sendAway (): void {
+    this.#closing = true
+    for (const waiter of this.#waiting) waiter.wake()
+  }
+}
 
 /** One duplicate that waits for the holder of its key, at most `wait` ms in all. */
 export class Waiter {
@@ -14,10 +34,10 @@ export class Waiter {
   readonly #until: number
   #turns = 0
   #watchFailed = false
-  #sentAway = false
   /** A claim of it has not been answered in time: it may be granted late, and used by the next one. */
   uncertain = false
-  #wake: () => void = () => {}
+  /** Ends its turn. */
+  wake: () => void = () => {}
 
   constructor (exchange: Exchange, wait: number) {
     this.#exchange = exchange
@@ -33,34 +53,28 @@ export class Waiter {
     const exchange = this.#exchange
     const { core: { calls: { store }, waiters }, reply, route } = exchange
     const left = this.#until - performance.now()
-    if (left <= 0 || this.#sentAway) return next(true)
+    if (left <= 0 || waiters.closing) return next(true)
     this.#turns++
     waiters.add(this)
     // Woken from the request of the holder; a promise goes on in the asynchronous context of who waits.
-    new Promise<void>(resolve => { this.#wake = resolve }).then(() => {
+    new Promise<void>(resolve => { this.wake = resolve }).then(() => {
       clearTimeout(timer)
       waiters.delete(this)
       unwatch?.()
       if (reply.sent || hasClosed(exchange)) gone()
-      else next(this.#sentAway)
+      else next(waiters.closing)
     })
     const unwatch = this.#watch(store)
     // A holder that has died wakes nobody; its lease passes.
     const turn = unwatch === undefined ? pollDelay(this.#turns, Math.random()) : route.lease
-    const timer = setTimeout(this.#wake, Math.min(left, turn)).unref()
-  }
-
-  /** The instance closes: the holder is not waited for any longer. */
-  sendAway (): void {
-    this.#sentAway = true
-    this.#wake()
+    const timer = setTimeout(this.wake, Math.min(left, turn)).unref()
   }
 
   /** What stops the watching; `undefined` where the store cannot tell. */
   #watch (store: Store): (() => void) | undefined {
     const { request, storeKey, id } = this.#exchange
     try {
-      const unwatch: unknown = store.watch?.(storeKey, this.#wake)
+      const unwatch: unknown = store.watch?.(storeKey, this.wake)
       if (typeof unwatch === 'function') return unwatch as () => void
       if (unwatch === undefined) return undefined
       Promise.resolve(unwatch).catch(() => {})

@@ -1,0 +1,291 @@
+import { once } from 'node:events'
+import { Agent } from 'node:http'
+import type { AddressInfo, Socket } from 'node:net'
+import { Readable } from 'node:stream'
+import Fastify, { type FastifyInstance, type FastifyReply, type FastifyRequest, type FastifyServerOptions } from 'fastify'
+import t, { type Test } from 'tap'
+import idempotency, { MemoryStore, type Claim, type FastifyIdempotencyOptions, type Store } from '../lib/index.ts'
+import { idOf } from '../lib/protocol/fingerprint.ts'
+import { gate, MODES, send, stopRedis, storeOptions, until, type Gate, type Mode } from './fixtures/app.ts'
+import { cutting, head } from './fixtures/cut.ts'
+import { fails, faulty, hangs, type Faults } from './fixtures/faulty.ts'
+
+/** What may be left when `app.close()` is called, and what becomes of it. */
+
+t.teardown(stopRedis)
+
+const JSON_BODY = 'Content-Type: application/json\r\nContent-Length: 2\r\n'
+/** Never reached where all is well. */
+const LONG = 30_000
+const SHORT = 150
+
+interface Line { level: number, msg: string, ids?: string[] }
+
+/** A log, as lines. */
+function logged (): { lines: Line[], fastify: FastifyServerOptions } {
+  const lines: Line[] = []
+  const stream = { write (line: string) { lines.push(JSON.parse(line) as Line) } }
+  return { lines, fastify: { logger: { level: 'warn', stream } } }
+}
+
+/** A handler that is inside, and what lets it go on. */
+interface Stop { entered: Gate, go: Gate }
+type Handler = (stop: Stop, request: FastifyRequest, reply: FastifyReply) => unknown
+
+/** Keys that are told as left; `state` of the key afterwards. `early`: on a route declared first, where it differs. */
+interface Expected { left: 0 | 1, state: 'completed' | 'freed' | 'held' }
+interface Row extends Expected { name: string, handler: Handler, options?: Record<string, unknown>, early?: Expected }
+
+const entered = async ({ entered, go }: Stop): Promise<void> => {
+  entered.open()
+  await go.promise
+}
+const never = async (stop: Stop): Promise<never> => {
+  stop.entered.open()
+  return await new Promise(() => {})
+}
+
+/** The client has left when `app.close()` is called; handlers that wait for `go` go on after it. */
+const LEFT: Row[] = [
+  { name: 'a handler that ends', handler: async stop => { await entered(stop); return 'ok' }, left: 0, state: 'completed' },
+  { name: 'a handler that ends with nothing', handler: async (stop, _request, reply) => { reply.code(204); await entered(stop) }, left: 0, state: 'completed' },
+  { name: 'a handler that fails', handler: async stop => { await entered(stop); throw new Error('failed') }, left: 0, state: 'freed' },
+  { name: 'a callback handler that replies', handler: (stop, _request, reply) => { entered(stop).then(() => reply.send('ok'), () => {}) }, left: 0, state: 'completed' },
+  { name: 'a reply that somebody else sends', handler: async (stop, _request, reply) => { entered(stop).then(() => reply.send('ok'), () => {}); return reply }, left: 0, state: 'completed' },
+  { name: 'a reply that nobody sends', handler: async (stop, _request, reply) => { stop.entered.open(); await new Promise(resolve => setImmediate(resolve)); return reply }, options: { lease: 300 }, left: 0, state: 'completed' },
+  { name: 'a stream', handler: async stop => Readable.from((async function * () { yield 'a'; await entered(stop); yield 'b' })()), left: 0, state: 'completed' },
+  { name: 'a hijacked reply that ends', handler: async (stop, _request, reply) => { reply.hijack(); await entered(stop); reply.raw.end('ok') }, left: 0, state: 'completed' },
+  { name: 'a raw reply that ends', handler: (stop, _request, reply) => { entered(stop).then(() => reply.raw.end('ok'), () => {}) }, options: { lease: 300 }, left: 0, state: 'completed' },
+  { name: 'a handler that never ends', handler: never, left: 1, state: 'held' },
+  { name: 'a callback handler that never replies', handler: stop => { never(stop).catch(() => {}) }, left: 1, state: 'held' },
+  // Whether a hijacked handler is asynchronous is not known there: done, with its response unknown, it does not run again.
+  { name: 'a hijacked handler that never ends', handler: async (stop, _request, reply) => { reply.hijack(); return await never(stop) }, left: 1, state: 'held', early: { left: 0, state: 'completed' } },
+  { name: 'a stream whose source never ends', handler: async stop => Readable.from((async function * () { yield 'a'; await never(stop) })()), left: 1, state: 'held' }
+]
+
+interface Played { app: FastifyInstance, socket: Socket, stop: Stop, lines: Line[], key: string }
+
+/** Starts an app with the row's route, whose request has come to its handler. */
+async function play (t: Test, { handler }: Pick<Row, 'handler'>, register: (app: FastifyInstance, routes: () => void) => unknown, fastify: FastifyServerOptions = {}): Promise<Played> {
+  const stop = { entered: gate(), go: gate() }
+  const { lines, fastify: logging } = logged()
+  const app = Fastify({ ...logging, ...fastify })
+  await register(app, () => {
+    app.post('/', (request, reply) => handler(stop, request, reply))
+  })
+  await app.listen({ port: 0, host: '127.0.0.1' })
+  t.teardown(async () => await app.close())
+  const socket = await cutting((app.server.address() as AddressInfo).port, head('/', 'k', JSON_BODY) + '{}')
+  await stop.entered.promise
+  return { app, socket, stop, lines, key: 'k' }
+}
+
+function withPlugin (mode: Mode, all: FastifyIdempotencyOptions): (app: FastifyInstance, routes: () => void) => Promise<void> {
+  return async (app, routes) => {
+    if (mode.endsWith('first')) {
+      app.register(idempotency, all)
+      routes()
+    } else {
+      await app.register(idempotency, all)
+      routes()
+    }
+  }
+}
+
+async function leave (app: FastifyInstance, socket: Socket): Promise<void> {
+  socket.destroy()
+  await until(async () => await new Promise(resolve => app.server.getConnections((_error, count) => resolve(count === 0))), 'the server has seen it')
+}
+
+const told = (lines: Line[]): Line[] => lines.filter(({ msg }) => msg.startsWith('app.close():'))
+
+for (const { name, handler, options = {}, left: usual, state: usually, early } of LEFT) {
+  t.test(`app.close() with ${name}, whose client has left: bare Fastify does not wait for it`, async t => {
+    const { app, socket } = await play(t, { handler }, (_app, routes) => routes())
+    await leave(app, socket)
+    await app.close()
+  })
+
+  for (const mode of MODES) {
+    t.test(`G14: app.close() with ${name}, whose client has left (${mode})`, async t => {
+      const { left, state } = mode.endsWith('first') && early !== undefined ? early : { left: usual, state: usually }
+      const all = { ...await storeOptions(mode), ...options, closeTimeout: left === 0 ? LONG : SHORT }
+      const { app, socket, stop, lines } = await play(t, { handler }, withPlugin(mode, all))
+      await leave(app, socket)
+      const id = idOf(undefined, 'k')
+      const closed = app.close()
+      stop.go.open()
+      await closed
+      t.equal(told(lines).length, left)
+      if (left === 1) {
+        const [line] = told(lines)
+        t.same([line?.level, line?.ids], [40, [id]])
+        t.match(line?.msg, new RegExp(`^app\\.close\\(\\): 1 idempotency key .*${id}$`))
+        t.equal(lines.length, 1, 'in one line')
+      }
+      t.equal((await app.idempotency.inspect({ key: 'k' }))?.state, state)
+    })
+  }
+}
+
+for (const mode of MODES) {
+  t.test(`G14: app.close() waits for a handler whose client waits, as Fastify does, whatever closeTimeout says (${mode})`, async t => {
+    const { app, stop, lines, socket } = await play(t, { handler: async stop => { await entered(stop); return 'ok' } }, withPlugin(mode, { ...await storeOptions(mode), closeTimeout: 1 }))
+    const closed = app.close()
+    const answer = once(socket, 'data')
+    await new Promise(resolve => setTimeout(resolve, 20))
+    stop.go.open()
+    t.match(String((await answer)[0]), /^HTTP\/1\.1 200 /)
+    socket.destroy()
+    await closed
+    t.same(lines, [])
+    t.equal((await app.idempotency.inspect({ key: 'k' }))?.state, 'completed')
+  })
+
+  t.test(`G9, G14: app.close() waits for a handler that a timeout has answered for (${mode})`, async t => {
+    for (const ends of [true, false]) {
+      const go = gate()
+      const { lines, fastify } = logged()
+      const app = Fastify(fastify)
+      await withPlugin(mode, { ...await storeOptions(mode), closeTimeout: ends ? LONG : SHORT })(app, () => {
+        app.post('/', { handlerTimeout: 20 }, async () => { await go.promise; return 'late' })
+      })
+      await app.listen({ port: 0, host: '127.0.0.1' })
+      t.equal((await send((app.server.address() as AddressInfo).port, { key: 'k' })).status, 503)
+      const closed = app.close()
+      if (ends) go.open()
+      await closed
+      t.equal(told(lines).length, ends ? 0 : 1)
+      t.equal((await app.idempotency.inspect({ key: 'k' }))?.state, ends ? 'completed' : 'held')
+    }
+  })
+}
+
+/** A store whose claims are carried out, and answered only when the test says so. */
+class HeldBack extends MemoryStore {
+  hold: Gate | undefined
+  claims = 0
+  unanswered = 0
+  watches = 0
+  readonly #polled: boolean
+
+  constructor (polled: boolean) {
+    super()
+    this.#polled = polled
+    if (polled) Object.assign(this, { watch: undefined })
+  }
+
+  /** Somebody waits for a key, and has asked for it before. */
+  get isWaitedFor (): boolean {
+    return this.#polled ? this.claims > 2 : this.watches > 0
+  }
+
+  override claim (...args: Parameters<MemoryStore['claim']>): Claim {
+    this.claims++
+    const answer = super.claim(...args)
+    const { hold } = this
+    if (hold === undefined) return answer
+    this.unanswered++
+    return hold.promise.then(() => answer) as unknown as Claim
+  }
+
+  override watch (...args: Parameters<MemoryStore['watch']>): () => void {
+    this.watches++
+    return super.watch(...args)
+  }
+}
+
+for (const polled of [false, true]) {
+  t.test(`G14: duplicates that wait for a holder do not hold up app.close(), wherever they are on their way (${polled ? 'polled' : 'woken'})`, async t => {
+    const finish = gate()
+    const inHandler = gate()
+    const closing = gate()
+    const store = new HeldBack(polled)
+    const { lines, fastify } = logged()
+    const app = Fastify(fastify)
+    await app.register(idempotency, { store, closeTimeout: LONG, storeTimeout: LONG, inFlight: { wait: LONG } })
+    app.post('/', async () => { inHandler.open(); await finish.promise; return 'ok' })
+    app.addHook('preClose', done => { closing.open(); done() })
+    await app.listen({ port: 0, host: '127.0.0.1' })
+    const { port } = app.server.address() as AddressInfo
+    const agent = new Agent()
+    const ask = async () => await send(port, { key: 'k', body: '{}', agent })
+    const first = ask()
+    await inHandler.promise
+    const waits = ask()
+    await until(() => store.isWaitedFor, 'one that waits')
+    const answers = gate()
+    store.hold = answers
+    const claims = ask()
+    await until(() => store.unanswered === (polled ? 2 : 1), 'claims that are not answered yet')
+    const closed = app.close()
+    await closing.promise
+    await new Promise(resolve => setImmediate(resolve))
+    answers.open()
+    for (const answer of await Promise.all([waits, claims])) t.equal(answer.json()['code'], 'idempotency_in_progress')
+    finish.open()
+    t.equal((await first).text, 'ok')
+    await closed
+    t.same(lines, [])
+  })
+}
+
+t.test('G10, G14: app.close() waits for outcomes and claims that the store has not taken yet, and tells which it has not', async t => {
+  for (const back of [true, false]) {
+    const faults: Faults = {}
+    const { lines, fastify } = logged()
+    const inner = faulty(faults)
+    let closes = 0
+    const store: Store = { ...inner, close: () => { closes++ } }
+    const app = Fastify(fastify)
+    await app.register(idempotency, { store, closeTimeout: back ? LONG : SHORT })
+    app.post('/', async () => 'ok')
+    app.post('/fails', async (_request, reply) => await reply.code(500).send('failed'))
+    await app.listen({ port: 0, host: '127.0.0.1' })
+    const { port } = app.server.address() as AddressInfo
+    Object.assign(faults, { complete: fails, release: fails })
+    t.equal((await send(port, { key: 'good', body: '{}' })).text, 'ok')
+    t.equal((await send(port, { key: 'bad', path: '/fails', body: '{}' })).status, 500)
+    // A claim that may have been granted, though its answer was lost.
+    faults.claim = fails
+    t.equal((await send(port, { key: 'lost', body: '{}' })).status, 503)
+    const closed = app.close()
+    if (back) Object.assign(faults, { complete: undefined, release: undefined })
+    await closed
+    t.equal(told(lines).length, back ? 0 : 1)
+    if (!back) t.match(told(lines)[0], { ids: { length: 3 }, msg: /^app\.close\(\): 3 idempotency keys / })
+    t.equal(closes, 1)
+    t.equal((await app.idempotency.inspect({ key: 'good' }))?.state, back ? 'completed' : 'held')
+    t.equal((await app.idempotency.inspect({ key: 'bad' }))?.state, back ? 'freed' : 'held')
+  }
+})
+
+const CLOSES: Record<string, () => unknown> = {
+  'never ends': hangs,
+  throws: fails,
+  rejects: async () => { throw new Error('cannot be closed') },
+  'rejects with nothing': async () => await Promise.reject(undefined) // eslint-disable-line prefer-promise-reject-errors
+}
+for (const [what, close] of Object.entries(CLOSES)) {
+  t.test(`G10, G14: app.close() with a store whose close() ${what}`, async t => {
+    const { lines, fastify } = logged()
+    const app = Fastify(fastify)
+    const store = Object.assign(new MemoryStore(), { close: close as () => Promise<void> })
+    await app.register(idempotency, { store, storeTimeout: 50 })
+    await app.ready()
+    await app.close()
+    t.same(lines.map(({ level, msg }) => [level, msg]), [[50, 'idempotency: the store could not be closed']])
+  })
+}
+
+t.test('G14: with forceCloseConnections, app.close() waits for handlers before it cuts their connections', async t => {
+  const { app, stop, lines, socket } = await play(t, { handler: async stop => { await entered(stop); return 'ok' } },
+    withPlugin('memory', { store: new MemoryStore(), closeTimeout: LONG }), { forceCloseConnections: true })
+  const ended = once(socket.resume(), 'close')
+  const closed = app.close()
+  stop.go.open()
+  await closed
+  await ended
+  t.same(lines, [])
+  t.equal((await app.idempotency.inspect({ key: 'k' }))?.state, 'completed')
+})
