@@ -38,7 +38,12 @@ export default [
       '@typescript-eslint/no-explicit-any': 'error',
       'no-console': 'error',
       'import-x/no-restricted-paths': ['error', { basePath: import.meta.dirname, zones }],
-      'import-x/no-cycle': 'error'
+      'import-x/no-cycle': 'error',
+      'no-restricted-syntax': ['error', {
+        selector: 'CallExpression[callee.object.property.name="log"][callee.object.object.name!="instance"]' +
+          ':not(:has(Property[key.name="idempotencyId"]))',
+        message: 'A log line of a request has its idempotencyId.'
+      }]
     }
   }
 ]

@@ -100,7 +100,7 @@ function whenWhole (exchange: Exchange, done: () => void): void {
   const { lease, body } = exchange
   if (body.whole) return done()
   lease?.to('collecting')
-  body.drain('answered', error => error === undefined ? done() : settleWith(exchange, undefined))
+  exchange.readRest('answered', error => error === undefined ? done() : settleWith(exchange, undefined))
 }
 
 function settleWith (exchange: Exchange, outcome: Outcome | undefined): void {

@@ -131,7 +131,8 @@ function sendAsKept ({ core, reply }: Exchange, outcome: Outcome): boolean {
 
 function report ({ config }: Core, request: FastifyRequest, error: IdempotencyError, exchange: Exchange | undefined): void {
   const { code, cause } = Object.assign(error, config.profile.answers[error.code])
-  request.log.debug({ code, ...(exchange === undefined || exchange.id === '' ? {} : { idempotencyId: exchange.id }) }, 'idempotency: refused')
+  // Refused for its key, a request has no id.
+  request.log.debug({ idempotencyId: exchange?.id || undefined, code }, 'idempotency: refused')
   publish(EVENT_OF[code], request, exchange, { status: error.statusCode, code, ...(cause === undefined ? {} : { error: cause }) })
 }
 

@@ -117,6 +117,13 @@ export class Exchange implements Holder {
     return this.body.length
   }
 
+  /** Reads the rest of a body that a handler may still read as well. */
+  readRest (purpose: 'keep' | 'answered', done: (error?: Error) => void): void {
+    this.body.drain(purpose, done, Infinity, () => {
+      this.request.log.warn({ idempotencyId: this.id }, 'idempotency: the reader of the request body has stopped; the rest of the body is only compared')
+    })
+  }
+
   /** Whether a reply with this status is an outcome: the handler's word counts before the route's. */
   isCacheable (status: number): boolean {
     return this.override === undefined ? this.route.cacheable(status) : this.override === 'keep'

@@ -87,7 +87,7 @@ function decide (exchange: Exchange, payload: unknown, last: boolean, done: Done
 /** The rest of the body decides: whole, the reply is an outcome; cut off, it is none. */
 function readBody (exchange: Exchange, content: unknown, last: boolean, done: Done): void {
   exchange.lease?.to('collecting')
-  exchange.body.drain('keep', error => {
+  exchange.readRest('keep', error => {
     undoOvertaking(exchange)
     try {
       if (error === undefined) complete(exchange, content, last, done)
@@ -176,7 +176,7 @@ function storeStream (exchange: Exchange, outcome: Outcome, source: ByteStream):
   })
   const whole = (): Promise<boolean> => new Promise(resolve => {
     if (body.whole) resolve(true)
-    else body.drain('keep', error => resolve(error === undefined))
+    else exchange.readRest('keep', error => resolve(error === undefined))
   })
   return tee(source, route.maxResponseBytes,
     async bytes => {
@@ -189,13 +189,13 @@ function storeStream (exchange: Exchange, outcome: Outcome, source: ByteStream):
 
 function leave (exchange: Exchange, done: Done, error: Error | null, payload?: unknown): void {
   undoOvertaking(exchange)
-  const { outgoing, request, reply } = exchange
+  const { outgoing } = exchange
   exchange.outgoing = undefined
   if (outgoing === PASSING) return done(error, payload)
   try {
     done(error, payload)
   } catch (thrown) {
-    sendFailed(request, reply, thrown)
+    sendFailed(exchange, thrown)
   }
 }
 
@@ -229,9 +229,9 @@ function undoOvertaking ({ outgoing, reply }: Exchange): void {
 }
 
 /** Fastify throws from `done` what writeHead refuses; after a wait for the store nobody else would catch it. */
-function sendFailed (request: FastifyRequest, reply: FastifyReply, error: unknown): void {
+function sendFailed ({ request, reply, id }: Exchange, error: unknown): void {
   if (reply.raw.headersSent) {
-    request.log.error({ err: error }, 'idempotency: the reply could not be sent')
+    request.log.error({ idempotencyId: id, err: error }, 'idempotency: the reply could not be sent')
     reply.raw.destroy()
   } else {
     reply.send(error)

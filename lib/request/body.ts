@@ -105,9 +105,9 @@ export class RequestBody {
    * Reads what nobody else will read, and calls back when the body is whole or was cut off.
    * `compare`: nobody else may have it. `keep`: a handler may still read it. `answered`: the
    * same, but the response is over, and Node.js no longer tells a request that its client has left.
-   * `limit`: bytes, beyond which a body that is compared ends with a 413.
+   * `limit`: bytes, beyond which a body that is compared ends with a 413. `stalled`: the handler has stopped reading.
    */
-  drain (purpose: 'compare' | 'keep' | 'answered', done: (error?: Error) => void, limit = Infinity): void {
+  drain (purpose: 'compare' | 'keep' | 'answered', done: (error?: Error) => void, limit = Infinity, stalled = (): void => {}): void {
     if (this.whole) return this.length > limit ? done(tooLarge()) : done()
     if (this.length > limit || Number(this.#request.headers['content-length']) > limit) return done(tooLarge())
     const stream = this.#stream
@@ -128,7 +128,7 @@ export class RequestBody {
     // Whoever has begun to read, and stopped, would hold the rest back.
     this.#limit = limit
     if (purpose === 'compare') stream.unpipe()
-    else if (stream.listenerCount('data') > 1) return readAhead(stream, () => this.#request.log.warn('idempotency: the reader of the request body has stopped; the rest of the body is only compared'))
+    else if (stream.listenerCount('data') > 1) return readAhead(stream, stalled)
     stream.resume()
   }
 
