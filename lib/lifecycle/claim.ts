@@ -26,13 +26,25 @@ const MAX_ROUNDS = 3
 /** Key, scope, claim: takes the key for this request, or learns who has it. */
 export function claimKey (exchange: Exchange, done: Done): void {
   const { core, request, route } = exchange
-  const found = (key: string | undefined): void => withKey(exchange, key, done)
-  const failed = (thrown: unknown): void => {
-    const error = errorFrom(thrown)
-    if (error instanceof IdempotencyError) stop(exchange, error, done)
-    else done(error)
+  let key
+  try {
+    key = route.key === undefined ? readKey(request, core.config) : route.key(request)
+  } catch (thrown) {
+    return keyFailed(exchange, thrown, done)
   }
-  call(() => route.key === undefined ? readKey(request, core.config) : route.key(request), found, failed)
+  if (isPromise(key)) whenKnown(exchange, key, done)
+  else withKey(exchange, key, done)
+}
+
+/** Functions of their own where an answer is waited for: the usual way makes no closures. */
+function whenKnown (exchange: Exchange, key: Promise<string | undefined>, done: Done): void {
+  key.then(key => withKey(exchange, key, done), (thrown: unknown) => keyFailed(exchange, thrown, done))
+}
+
+function keyFailed (exchange: Exchange, thrown: unknown, done: Done): void {
+  const error = errorFrom(thrown)
+  if (error instanceof IdempotencyError) stop(exchange, error, done)
+  else done(error)
 }
 
 function withKey (exchange: Exchange, key: string | undefined, done: Done): void {
@@ -45,28 +57,28 @@ function withKey (exchange: Exchange, key: string | undefined, done: Done): void
   const error = keyError(key, route.maxKeyLength)
   if (error instanceof IdempotencyError) return stop(exchange, error, done)
   if (error !== null) return done(error)
-  const failed = (thrown: unknown): void => done(errorFrom(thrown))
-  call(() => route.scope(request), scope => {
-    try {
-      exchange.id = idOf(scope, key)
-    } catch (error) {
-      return failed(error)
-    }
-    exchange.key = key
-    claim(exchange, done)
-  }, failed)
+  let scope
+  try {
+    scope = route.scope(request)
+  } catch (thrown) {
+    return done(errorFrom(thrown))
+  }
+  if (isPromise(scope)) whenScoped(exchange, key, scope, done)
+  else withScope(exchange, key, scope, done)
 }
 
-/** Asks a function of the application's, which may answer with a promise. */
-function call<T> (ask: () => T | Promise<T>, done: (value: T) => void, failed: (thrown: unknown) => void): void {
-  let answer
+function whenScoped (exchange: Exchange, key: string, scope: Promise<string | undefined>, done: Done): void {
+  scope.then(scope => withScope(exchange, key, scope, done), (thrown: unknown) => done(errorFrom(thrown)))
+}
+
+function withScope (exchange: Exchange, key: string, scope: string | undefined, done: Done): void {
   try {
-    answer = ask()
-  } catch (thrown) {
-    return failed(thrown)
+    exchange.id = idOf(scope, key)
+  } catch (error) {
+    return done(errorFrom(error))
   }
-  if (isPromise(answer)) answer.then(done, failed)
-  else done(answer)
+  exchange.key = key
+  claim(exchange, done)
 }
 
 function keyMissing (core: Core, { method }: FastifyRequest): IdempotencyError {

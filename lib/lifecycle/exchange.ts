@@ -7,6 +7,7 @@ import { digestOf, fingerprintOf, stored } from '../protocol/fingerprint.ts'
 import type { Admission } from '../protocol/settlement.ts'
 import type { RequestBody } from '../request/body.ts'
 import type { Claim, Outcome } from '../stores/contract.ts'
+import { newToken } from '../util/token.ts'
 import type { Core } from './core.ts'
 import type { HandlerRun } from './handler-run.ts'
 import type { OutgoingReply } from './on-send.ts'
@@ -28,7 +29,7 @@ export class Exchange implements Holder {
   readonly route: RouteContext
   /** Its route was declared before the plugin was loaded, see instance-hooks.ts. */
   readonly declaredEarly: boolean
-  readonly token = randomUUID()
+  readonly token = newToken()
   readonly #url: string
   body: RequestBody
   key = ''

@@ -28,8 +28,9 @@ export class RequestBody {
   readonly #stream: Readable
   readonly #request: FastifyRequest
   readonly #collect: boolean
-  /** All chunks with `collect`, else the first. */
-  readonly #chunks: Buffer[] = []
+  #first: Buffer | undefined
+  /** With `collect`: the chunks after the first. */
+  #others: Buffer[] | undefined
   #hash: Hash | undefined
   /** Stands in the place of `#hash` until the body's end. */
   #multipart: MultipartHash | undefined
@@ -59,17 +60,17 @@ export class RequestBody {
       if (multipart.boundary !== undefined) this.#multipart = new MultipartHash(multipart.boundary)
     }
     // Unlike on('data'), which a Readable overrides, this does not make the stream flow: only whoever reads the body may do that.
-    stream.prependListener('data', this.#onData)
-    stream.on('end', this.#onEnd)
-    const tapped = stream as Readable & { [kBody]?: RequestBody }
+    const tapped = stream as Tapped
     tapped[kBody] = this
+    stream.prependListener('data', onData)
+    stream.on('end', onEnd)
     tapped.unshift = unshift
     if (stream !== request.raw) stream.on('error', () => {})
   }
 
   /** Takes `bytes` for the whole body, which was read before. */
   substitute (bytes: Buffer): void {
-    this.#chunks[0] = bytes
+    this.#first = bytes
     this.length = bytes.length
     this.whole = true
   }
@@ -83,7 +84,7 @@ export class RequestBody {
   digest (salt: string): string {
     const typed = this.#type === '' ? salt : `${this.#type}\n${salt}`
     const suffix = this.#ambiguous ? typed + randomUUID() : typed
-    const [first] = this.#chunks
+    const first = this.#first
     const bodyLength = this.#hash === undefined ? first?.length ?? 0 : Infinity
     // One shot over one piece of memory is the cheapest way to hash a small body.
     if (bodyLength + suffix.length * 3 + 4 <= SCRATCH.length) {
@@ -98,7 +99,7 @@ export class RequestBody {
 
   /** The body; only once it is whole, with `collect`, and not `tooLarge`. */
   bytes (): Buffer {
-    return Buffer.concat(this.#chunks)
+    return Buffer.concat([this.#first ?? NOTHING, ...this.#others ?? []])
   }
 
   /**
@@ -134,10 +135,10 @@ export class RequestBody {
 
   /** Lets the rest of an unwanted body pass, so that the connection can be used again. */
   discard (): void {
-    if (!this.whole) this.#stream.off('data', this.#onData).resume()
+    if (!this.whole) this.#stream.off('data', onData).resume()
   }
 
-  #onData = (chunk: Buffer | string): void => {
+  arrived (chunk: Buffer | string): void {
     const bytes = typeof chunk === 'string' ? this.#encode(chunk) : chunk
     if (this.#again > 0) {
       const again = Math.min(this.#again, bytes.length)
@@ -151,16 +152,16 @@ export class RequestBody {
   #add (bytes: Buffer): void {
     this.length += bytes.length
     if (this.length > this.#limit) {
-      this.#stream.off('data', this.#onData).pause()
+      this.#stream.off('data', onData).pause()
       return this.#settle(tooLarge())
     }
     if (this.#multipart !== undefined) return this.#multipart.update(bytes)
     // One chunk, the usual case, is cheaper to hash in one shot at the end.
-    const [first] = this.#chunks
+    const first = this.#first
     if (this.#collect) {
       this.#collectUpTo(this.#request.routeOptions.bodyLimit as number, bytes)
     } else if (first === undefined) {
-      this.#chunks.push(bytes)
+      this.#first = bytes
     } else {
       this.#hash ??= createHash('sha256').update(first)
       this.#hash.update(bytes)
@@ -169,10 +170,11 @@ export class RequestBody {
 
   #collectUpTo (limit: number, bytes: Buffer): void {
     if (this.length <= limit) {
-      this.#chunks.push(bytes)
+      if (this.#first === undefined) this.#first = bytes
+      else (this.#others ??= []).push(bytes)
     } else {
       this.tooLarge = true
-      this.#chunks.length = 0
+      this.#first = this.#others = undefined
     }
   }
 
@@ -188,7 +190,7 @@ export class RequestBody {
     return Buffer.from(text, encoding)
   }
 
-  #onEnd = (): void => {
+  ended (): void {
     // Over HTTP/2, Node.js ends a body that was cut off as if it were whole; but then its stream is closed already.
     if ((this.#request.raw as { stream?: { closed: boolean } }).stream?.closed === true) {
       this.#cut = true
@@ -197,7 +199,7 @@ export class RequestBody {
     this.whole = true
     this.#hash ??= this.#multipart?.end()
     // Node.js would do it after the response, at a higher price.
-    this.#stream.off('data', this.#onData)
+    this.#stream.off('data', onData)
     this.#settle()
   }
 
@@ -210,8 +212,21 @@ export class RequestBody {
   }
 }
 
-/** Stands in the place of the stream's own method; shared, since each request has one. */
-function unshift (this: Readable & { [kBody]?: RequestBody }, chunk: Buffer | string | null, encoding?: BufferEncoding): void {
+const NOTHING = Buffer.alloc(0)
+
+type Tapped = Readable & { [kBody]?: RequestBody }
+
+/** The listeners are shared by all requests: each stream knows its body. */
+function onData (this: Tapped, chunk: Buffer | string): void {
+  this[kBody]?.arrived(chunk)
+}
+
+function onEnd (this: Tapped): void {
+  this[kBody]?.ended()
+}
+
+/** Stands in the place of the stream's own method. */
+function unshift (this: Tapped, chunk: Buffer | string | null, encoding?: BufferEncoding): void {
   if (!this.readableEnded && chunk !== null) this[kBody]?.putBack(chunk)
   Readable.prototype.unshift.call(this, chunk, encoding)
 }
