@@ -41,7 +41,7 @@ async function plugin (instance: FastifyInstance, options: FastifyIdempotencyOpt
   const warnings = new StartupWarnings(instance)
   const core: Core = { config, calls, renewals, backlog, warnings, waiters: new Waiters(), compressed: instance.hasPlugin('@fastify/compress') }
 
-  instance.decorate('idempotency', createOperator(calls, config.prefix))
+  instance.decorate('idempotency', createOperator(calls, config.keyPrefix))
   instance.decorateRequest('idempotency', { getter () { return viewOf(this) }, setter () {} })
   instance.addHook('onRoute', function (route) { addRouteHooks(core, this, route) })
   if (hasRoutes(instance)) addInstanceHooks(core, instance)

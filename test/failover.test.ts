@@ -113,7 +113,7 @@ t.test('G1, G3: a Redis Cluster that promotes the replica of a killed primary by
   while (await client.cluster('KEYSLOT', `{${tag}}`) > 5_000) tag++
   let runs = 0
   const { post } = await start(t, 'memory', {
-    options: { store: undefined as never, redis: client, minReplicas: 1, prefix: `{${tag}}` },
+    options: { store: undefined as never, redis: client, minReplicas: 1, keyPrefix: `{${tag}}` },
     routes: app => app.post('/', async () => ({ run: ++runs }))
   })
   const first = await post('k', '{}')

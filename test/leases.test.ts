@@ -284,7 +284,7 @@ t.test('G1: a request that was frozen for longer than its lease, after the claim
       return answer
     }
     let runs = 0
-    const { post } = await start(t, 'memory', { options: { store, lease: 120, prefix: '' }, routes: app => app.post('/', async () => { runs++; return 'late' }) })
+    const { post } = await start(t, 'memory', { options: { store, lease: 120, keyPrefix: '' }, routes: app => app.post('/', async () => { runs++; return 'late' }) })
     const frozen = post('k')
     await granted.promise
     const key = storeKey('', undefined, 'k')
@@ -379,7 +379,7 @@ t.test('inFlight wait: in process a waiter is woken rather than polling, and its
 t.test('inFlight wait: a waiter asks again after a lease, since a holder that has died wakes nobody', async t => {
   const store = new MemoryStore()
   store.claim(storeKey('', undefined, 'k'), { token: 'dead', lease: 60, ttl: 60_000, takeover: true })
-  const { post } = await start(t, 'memory', { options: { store, prefix: '', lease: 120, inFlight: { wait: 60_000 } }, routes: app => app.post('/', async request => ({ attempt: request.idempotency?.attempt })) })
+  const { post } = await start(t, 'memory', { options: { store, keyPrefix: '', lease: 120, inFlight: { wait: 60_000 } }, routes: app => app.post('/', async request => ({ attempt: request.idempotency?.attempt })) })
   t.same((await post('k', '{}')).json(), { attempt: 2 })
 })
 
@@ -395,10 +395,10 @@ t.test('G2: a holder that alone cannot reach the store shows no outcome once its
   const away = async (): Promise<never> => await new Promise(() => {})
   const partitioned = { ...cutOff, ...shared, complete: away, renew: away }
   const one = await start(t, 'memory', {
-    options: { store: partitioned, lease: 100, storeTimeout: 80, prefix: '' },
+    options: { store: partitioned, lease: 100, storeTimeout: 80, keyPrefix: '' },
     routes: app => app.post('/', async request => { request.idempotency?.signal.addEventListener('abort', aborted.open); entered.open(); await finish.promise; return { by: 'one' } })
   })
-  const other = await start(t, 'memory', { options: { store, prefix: '' }, routes: app => app.post('/', async () => ({ by: 'other' })) })
+  const other = await start(t, 'memory', { options: { store, keyPrefix: '' }, routes: app => app.post('/', async () => ({ by: 'other' })) })
   const first = one.post('k', '{}')
   await entered.promise
   await aborted.promise
@@ -425,7 +425,7 @@ t.test('G10: an answer that is there already counts, though the process was froz
       return await answer
     }
   }
-  const { post } = await start(t, 'memory', { options: { store: undefined as never, redis, prefix, storeTimeout: 50 }, routes: app => app.post('/', async () => 'ok') })
+  const { post } = await start(t, 'memory', { options: { store: undefined as never, redis, keyPrefix: prefix, storeTimeout: 50 }, routes: app => app.post('/', async () => 'ok') })
   t.equal((await post('k', '{}')).status, 200)
 })
 

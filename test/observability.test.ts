@@ -80,7 +80,7 @@ for (const mode of STORES) {
     const [entered, finish, lateEntered, lateFinish] = [gate(), gate(), gate(), gate()]
     const prefix = `${randomUUID()}:`
     const api = await start(t, 'memory', {
-      options: { store, prefix, maxResponseBytes: 500 },
+      options: { store, keyPrefix: prefix, maxResponseBytes: 500 },
       routes: app => {
         routes(app, entered, finish)
         app.post('/late', async () => { lateEntered.open(); await lateFinish.promise; return 'ok' })
@@ -263,7 +263,7 @@ for (const mode of STORES) {
     const [entered, finish] = [gate(), gate()]
     const prefix = `${randomUUID()}:`
     const api = await start(t, 'memory', {
-      options: { store, prefix, maxResponseBytes: 500 },
+      options: { store, keyPrefix: prefix, maxResponseBytes: 500 },
       routes: app => { routes(app, entered, finish); serveMetrics(app, registry) }
     })
     const other = await start(t, 'memory', { routes })
@@ -297,7 +297,7 @@ for (const mode of STORES) {
     const [entered, finish] = [gate(), gate()]
     const prefix = `${randomUUID()}:`
     const api = await start(t, 'memory', {
-      options: { store, prefix, maxResponseBytes: 500 },
+      options: { store, keyPrefix: prefix, maxResponseBytes: 500 },
       routes: async app => { await app.register(instrumentation.plugin()); routes(app, entered, finish) }
     })
     await everything(api, store, prefix, fail, entered, finish)

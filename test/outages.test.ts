@@ -169,7 +169,7 @@ t.test('G10: keeping in the background ends when the lease is truly lost, and no
   const faults: Faults = { complete: fails }
   const store = faulty(faults)
   const lost = listen(t, 'lease-lost')
-  const { post, app } = await start(t, 'memory', { options: { store, prefix: '' }, routes: app => app.post('/', async () => 'ok') })
+  const { post, app } = await start(t, 'memory', { options: { store, keyPrefix: '' }, routes: app => app.post('/', async () => 'ok') })
   await post('gone', '{}')
   await app.idempotency.forget({ key: 'gone' })
   delete faults.complete
@@ -316,7 +316,7 @@ t.test('G10, G14: closing waits for what the store has not taken yet, but not fo
   for (const back of [true, false]) {
     const faults: Faults = { complete: fails }
     const store = faulty(faults)
-    const { app, post } = await start(t, 'memory', { options: { store, prefix: '', closeTimeout: back ? 10_000 : 200 }, routes: app => app.post('/', async () => 'ok') })
+    const { app, post } = await start(t, 'memory', { options: { store, keyPrefix: '', closeTimeout: back ? 10_000 : 200 }, routes: app => app.post('/', async () => 'ok') })
     await post('k', '{}')
     if (back) delete faults.complete
     await app.close()

@@ -102,7 +102,7 @@ const FAULTS = {
 }
 
 const { port } = await redisServer()
-const options = { ...OPTIONS, prefix: `${randomUUID()}:` }
+const options = { ...OPTIONS, keyPrefix: `${randomUUID()}:` }
 const [shared, rejecting] = await Promise.all([
   instances(t, ['holder', 'other'], port, options),
   instances(t, ['other'], port, { ...options, abandoned: 'reject' })

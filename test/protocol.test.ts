@@ -383,7 +383,7 @@ for (const mode of STORES) {
 
   t.test(`abandoned: a dead holder's key is taken over, or its outcome is said to be unknown (${mode})`, async t => {
     const { post, app } = await start(t, mode, {
-      options: { prefix: 'p:' + mode },
+      options: { keyPrefix: 'p:' + mode },
       routes: app => {
         app.post('/retry', { config: { idempotency: { scope: () => 'r' } } }, async request => ({ attempt: request.idempotency?.attempt }))
         app.post('/reject', { config: { idempotency: { scope: () => 'x', abandoned: 'reject' } } }, async () => 'ok')
@@ -439,7 +439,7 @@ t.test('G11: no credential, key or body is readable in the store, and the finger
   const client = await redisClient()
   const prefix = `${randomUUID()}:`
   const { post } = await start(t, 'redis', {
-    options: { redis: client, prefix },
+    options: { redis: client, keyPrefix: prefix },
     routes: app => app.post('/', async (_request, reply) => { await reply.code(204).send() })
   })
   const secret = { authorization: 'Bearer sk_live_51H' }

@@ -20,9 +20,9 @@ t.test('a wrong or unknown option fails at start-up with an error that names it'
     [{ ttl: 2 ** 44 }, /option "ttl" must be a whole number of milliseconds from 1 to 8796093022208/],
     [{ ttl: 1.5 }, /option "ttl"/],
     [{ lease: 2 ** 31 }, /option "lease" must be .* to 2147483647/],
-    [{ prefix: 5 }, /option "prefix" must be a string/],
-    [{ prefix: 'x'.repeat(1_001) }, /at most 1,000 characters/],
-    [{ prefix: '\ud800:' }, /without half a surrogate pair/],
+    [{ keyPrefix: 5 }, /option "keyPrefix" must be a string/],
+    [{ keyPrefix: 'x'.repeat(1_001) }, /at most 1,000 characters/],
+    [{ keyPrefix: '\ud800:' }, /without half a surrogate pair/],
     [{ global: 'yes' }, /option "global" must be true or false/],
     [{ methods: 'POST' }, /option "methods" must be an array of HTTP methods/],
     [{ methods: [] }, /option "methods"/],
@@ -205,7 +205,7 @@ for (const mode of STORES) {
     let runs = 0
     const shared = { config: { idempotency: { required: true } } }
     app.register(async child => { child.post('/child-before', async () => ++runs + '') })
-    app.register(idempotency, { ...client, prefix: `${Math.random()}` })
+    app.register(idempotency, { ...client, keyPrefix: `${Math.random()}` })
     app.post('/sync', shared, async () => ++runs + '')
     app.register(async child => {
       child.post('/child', shared, async () => ++runs + '')

@@ -126,8 +126,8 @@ t.test('charged twice: a record that was lost runs again with attempt 1: forgott
   t.equal(lines.filter(line => line.includes('keys are kept in this process only')).length, 2)
   t.equal(lines.filter(line => /"event":"executed","idempotencyId":"\w+","attempt":1/.test(line)).length, 2)
 
-  const one = await logged(t, { mode: 'redis', options: { prefix: `${randomUUID()}:` }, routes: charge })
-  const other = await logged(t, { mode: 'redis', options: { prefix: `${randomUUID()}:` }, routes: charge })
+  const one = await logged(t, { mode: 'redis', options: { keyPrefix: `${randomUUID()}:` }, routes: charge })
+  const other = await logged(t, { mode: 'redis', options: { keyPrefix: `${randomUUID()}:` }, routes: charge })
   for (const { post, story } of [one, other]) {
     await post('k', '{}')
     t.same(story('k'), ['executed 1'])
@@ -190,7 +190,7 @@ t.test('charged twice: keep() after the charge, and a 4xx, let no retry run', as
 /** A key whose holder, another process, has been killed in its handler; and an API that shares it. */
 async function orphaned (t: Test, options: FastifyIdempotencyOptions): Promise<{ key: string, api: Logged }> {
   const { port } = await redisServer()
-  const all = { prefix: `${randomUUID()}:`, ...options }
+  const all = { keyPrefix: `${randomUUID()}:`, ...options }
   const instance = await new Instance(t, 'holder', port, all).listening()
   const api = await logged(t, { mode: 'redis', options: all, routes: charge })
   const key = randomUUID()
@@ -237,9 +237,9 @@ t.test('charged twice: a holder that stood still for a lease and goes on has los
 
 t.test('inspect in any process that has the Redis and the prefix', async t => {
   const prefix = `${randomUUID()}:`
-  const { post } = await logged(t, { mode: 'redis', options: { prefix }, routes: charge })
+  const { post } = await logged(t, { mode: 'redis', options: { keyPrefix: prefix }, routes: charge })
   await post('k', '{}', { headers: { authorization: 'Bearer t' } })
-  const operator = await start(t, 'redis', { options: { prefix }, routes: () => {} })
+  const operator = await start(t, 'redis', { options: { keyPrefix: prefix }, routes: () => {} })
   t.match(await operator.app.idempotency.inspect({ scope: 'Bearer t', key: 'k' }), { state: 'completed', attempt: 1, since: Date, until: Date, status: 201, replayable: true })
 })
 

@@ -62,7 +62,7 @@ async function open ({ redis, filled, seen, wait, work = 0, barrier }: ServerOpt
   let go = (): void => {}
   const gone = new Promise<void>(resolve => { go = resolve })
   const app = Fastify()
-  await app.register(idempotency, { store, prefix: PREFIX, storeTimeout: 60_000, ...(wait === undefined ? {} : { inFlight: { wait } }) })
+  await app.register(idempotency, { store, keyPrefix: PREFIX, storeTimeout: 60_000, ...(wait === undefined ? {} : { inFlight: { wait } }) })
   if (barrier !== undefined) {
     app.addHook('onRequest', (_request, _reply, done) => {
       if (++arrived === barrier) setTimeout(go, 100)

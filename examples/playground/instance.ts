@@ -11,7 +11,7 @@ import type { Charge } from './card.ts'
 import { createCaller } from './ipc.ts'
 import { storeOverIpc } from './store-over-ipc.ts'
 
-const { prefix, lease } = JSON.parse(String(process.argv[2])) as { prefix: string, lease: number }
+const { keyPrefix, lease } = JSON.parse(String(process.argv[2])) as { keyPrefix: string, lease: number }
 /** Long enough for a renewal. */
 const WORK = 400
 
@@ -27,7 +27,7 @@ for (const event of EVENT_NAMES) {
 }
 
 const app = Fastify()
-await app.register(idempotency, { store: storeOverIpc(call), prefix, lease, storeTimeout: 2_500 })
+await app.register(idempotency, { store: storeOverIpc(call), keyPrefix, lease, storeTimeout: 2_500 })
 
 app.post<{ Body: { order: string, amount: number } }>('/payments', async (request, reply) => {
   const { order, amount } = request.body

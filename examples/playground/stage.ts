@@ -59,7 +59,7 @@ export class Stage extends EventEmitter<{ happening: [Happening] }> {
   #instance (name: Name): Supervised {
     const report = (step: Step & { instance: Name }): void => this.#tell({ order: this.#orders.get(step.request) ?? '', ...step })
     const store = observedStore(this.#store, (key, step) => this.#tell({ order: this.#orders.get(key) ?? '', instance: name, ...step }))
-    const instance: Supervised = new Supervised(name, { prefix: PREFIX, lease: LEASE }, {
+    const instance: Supervised = new Supervised(name, { keyPrefix: PREFIX, lease: LEASE }, {
       life: what => this.#tell({ order: '', what, instance: name }),
       methods: {
         ...store,

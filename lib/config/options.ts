@@ -57,7 +57,7 @@ export interface FastifyIdempotencyOptions extends IdempotencyRouteOptions {
   /** Replicas of Redis that must have a step before it counts (WAIT), for those who cannot lose it in a failover. Default 0. */
   minReplicas?: number | undefined
   /** Stands before every key in the store. Default `'idempotency:'`. */
-  prefix?: string // Not undefined: Fastify's own option of this name is not
+  keyPrefix?: string | undefined
   /** Whether every route of `methods` takes part, or only those with `config.idempotency`. Default true. */
   global?: boolean | undefined
   /** Default `['POST', 'PATCH']`. */
@@ -93,7 +93,7 @@ export interface Config {
   store: Store | undefined
   redis: RedisClient | undefined
   minReplicas: number
-  prefix: string
+  keyPrefix: string
   global: boolean
   methods: ReadonlySet<string>
   /** As it is written in messages. */
@@ -154,7 +154,7 @@ const RULES: Record<keyof FastifyIdempotencyOptions, Rule> = {
   store: { test: value => { assertStore(value); return true }, want: '' },
   redis: { test: value => typeof value === 'object' || isFunction(value), want: 'an ioredis client' },
   minReplicas: { test: value => value === 0 || isWhole(value), want: 'a whole number of replicas, 0 or more' },
-  prefix: { test: value => typeof value === 'string' && value.length <= 1_000 && Buffer.from(value).toString() === value, want: 'a string of at most 1,000 characters, without half a surrogate pair' },
+  keyPrefix: { test: value => typeof value === 'string' && value.length <= 1_000 && Buffer.from(value).toString() === value, want: 'a string of at most 1,000 characters, without half a surrogate pair' },
   global: BOOLEAN,
   methods: { test: value => Array.isArray(value) && value.length > 0 && value.every(name => isToken(name) && !NEVER.has(String(name).toUpperCase())), want: "an array of HTTP methods, such as ['POST', 'PATCH'], without GET, HEAD, OPTIONS and TRACE, which never take part" },
   headerName: FIELD_NAME,
@@ -184,7 +184,7 @@ const ROUTE_DEFAULTS: Omit<RouteConfig, 'errors'> = {
 /** `supported`: the methods that the instance knows. @throws {TypeError} naming the first option that is unknown or wrong. */
 export function parseOptions (options: FastifyIdempotencyOptions, supported: readonly string[] = METHODS): Config {
   const given = check(options, RULES, 'fastify-idempotency: ')
-  const { store, redis, minReplicas = 0, prefix = 'idempotency:', global = true, methods = ['POST', 'PATCH'], headerName = 'Idempotency-Key', replayedHeaderName = 'Idempotent-Replayed', storeTimeout = 1_000, closeTimeout = 10_000, docsUrl, profile = 'default', ...route } = given
+  const { store, redis, minReplicas = 0, keyPrefix = 'idempotency:', global = true, methods = ['POST', 'PATCH'], headerName = 'Idempotency-Key', replayedHeaderName = 'Idempotent-Replayed', storeTimeout = 1_000, closeTimeout = 10_000, docsUrl, profile = 'default', ...route } = given
   if (store !== undefined && redis !== undefined) {
     throw new TypeError('fastify-idempotency: options "store" and "redis" exclude each other; give the one that is to be used')
   }
@@ -199,7 +199,7 @@ export function parseOptions (options: FastifyIdempotencyOptions, supported: rea
     store,
     redis,
     minReplicas,
-    prefix,
+    keyPrefix,
     global,
     methods: new Set(methods.map(method => method.toUpperCase())),
     headerName,

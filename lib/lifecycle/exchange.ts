@@ -79,7 +79,7 @@ export class Exchange implements Holder {
   }
 
   get storeKey (): string {
-    return this.core.config.prefix + this.id
+    return this.core.config.keyPrefix + this.id
   }
 
   get admission (): Admission {
