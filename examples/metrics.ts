@@ -15,11 +15,11 @@
 import { subscribe, unsubscribe } from 'node:diagnostics_channel'
 import type { FastifyInstance } from 'fastify'
 import { Counter, Histogram, type Registry } from 'prom-client'
-import { EVENT_NAMES, type EventName, type IdempotencyEvent } from '../lib/index.ts' // in your code: 'fastify-idempotency'
+import { IDEMPOTENCY_EVENTS, type IdempotencyEventName, type IdempotencyEvent } from '../lib/index.ts' // in your code: 'fastify-idempotency'
 
-const FAULTS: EventName[] = ['store-error', 'lease-lost', 'abandoned', 'unreplayable']
+const FAULTS: IdempotencyEventName[] = ['store-error', 'lease-lost', 'abandoned', 'unreplayable']
 /** What became of a key that the request held. */
-const OUTCOMES: EventName[] = ['executed', 'released', 'unreplayable']
+const OUTCOMES: IdempotencyEventName[] = ['executed', 'released', 'unreplayable']
 
 /** Counts from now on; the function that comes back ends it. */
 export function registerMetrics (registry: Registry): () => void {
@@ -30,7 +30,7 @@ export function registerMetrics (registry: Registry): () => void {
   // From 0, so that increase() sees the first one too.
   for (const fault of FAULTS) faults.inc({ fault }, 0)
 
-  const subscriptions = EVENT_NAMES.map(event => {
+  const subscriptions = IDEMPOTENCY_EVENTS.map(event => {
     const channel = `fastify-idempotency:${event}`
     const listener = (message: unknown): void => {
       const { request: { method, routeOptions: { url: route = '' } }, status = '', code, heldFor } = message as IdempotencyEvent

@@ -17,11 +17,11 @@ import type {} from '@fastify/otel' // the type of request.opentelemetry()
 import { hash } from 'node:crypto'
 import { subscribe, unsubscribe } from 'node:diagnostics_channel'
 import type { Attributes } from '@opentelemetry/api'
-import { EVENT_NAMES, type EventName, type IdempotencyEvent } from '../lib/index.ts' // in your code: 'fastify-idempotency'
+import { IDEMPOTENCY_EVENTS, type IdempotencyEventName, type IdempotencyEvent } from '../lib/index.ts' // in your code: 'fastify-idempotency'
 
 /** Traces all apps in this process from now on; the function that comes back ends it. */
 export function registerTracing (): () => void {
-  const subscriptions = EVENT_NAMES.map(name => {
+  const subscriptions = IDEMPOTENCY_EVENTS.map(name => {
     const channel = `fastify-idempotency:${name}`
     const listener = (message: unknown): void => { record(name, message as IdempotencyEvent) }
     subscribe(channel, listener)
@@ -30,7 +30,7 @@ export function registerTracing (): () => void {
   return () => { for (const end of subscriptions) end() }
 }
 
-function record (name: EventName, event: IdempotencyEvent): void {
+function record (name: IdempotencyEventName, event: IdempotencyEvent): void {
   const { request } = event
   // Without @fastify/otel there is no such method, and no context where it is off for the route.
   const { span: own, context, tracer } = (request as Partial<typeof request>).opentelemetry?.call(request) ?? {}
@@ -45,7 +45,7 @@ function record (name: EventName, event: IdempotencyEvent): void {
   if (span !== own) span.end()
 }
 
-function attributesOf (name: EventName, { key, attempt, status, code, heldFor }: IdempotencyEvent): Attributes {
+function attributesOf (name: IdempotencyEventName, { key, attempt, status, code, heldFor }: IdempotencyEvent): Attributes {
   return {
     'idempotency.event': name,
     'idempotency.replayed': name === 'replayed',

@@ -3,9 +3,9 @@ import type { FastifyRequest } from 'fastify'
 import type { IdempotencyErrorCode } from './protocol/errors.ts'
 
 /** Each has the channel `fastify-idempotency:<name>` of node:diagnostics_channel. */
-export const EVENT_NAMES = ['executed', 'replayed', 'mismatched', 'conflicted', 'invalid', 'released', 'abandoned', 'lease-lost', 'store-error', 'unreplayable'] as const
+export const IDEMPOTENCY_EVENTS = ['executed', 'replayed', 'mismatched', 'conflicted', 'invalid', 'released', 'abandoned', 'lease-lost', 'store-error', 'unreplayable'] as const
 
-export type EventName = typeof EVENT_NAMES[number]
+export type IdempotencyEventName = typeof IDEMPOTENCY_EVENTS[number]
 
 /** What subscribers of `fastify-idempotency:<event>` receive. */
 export interface IdempotencyEvent {
@@ -26,7 +26,7 @@ export interface IdempotencyEvent {
   error?: unknown
 }
 
-const channels = Object.fromEntries(EVENT_NAMES.map(name => [name, channel(`fastify-idempotency:${name}`)])) as Record<EventName, Channel>
+const channels = Object.fromEntries(IDEMPOTENCY_EVENTS.map(name => [name, channel(`fastify-idempotency:${name}`)])) as Record<IdempotencyEventName, Channel>
 
 /** What an event is about: a key, and the request that it is of. */
 export interface Subject {
@@ -39,7 +39,7 @@ export interface Subject {
 const NOBODY: Subject = { key: '', id: '', attempt: 0, heldSince: 0 }
 
 /** Costs one property read when nobody listens. */
-export function publish (name: EventName, request: FastifyRequest, subject: Subject | undefined, more?: Partial<IdempotencyEvent>): void {
+export function publish (name: IdempotencyEventName, request: FastifyRequest, subject: Subject | undefined, more?: Partial<IdempotencyEvent>): void {
   const { [name]: target } = channels
   if (target.hasSubscribers) target.publish(eventOf(request, subject, more))
 }

@@ -13,7 +13,7 @@ import { addRouteHooks } from './lifecycle/route-hooks.ts'
 import { StartupWarnings } from './lifecycle/startup-warnings.ts'
 import { viewOf, type RequestIdempotency } from './lifecycle/view.ts'
 import { Waiters } from './lifecycle/wait.ts'
-import { createOperator, type Operator } from './operator.ts'
+import { createOperator, type IdempotencyOperator } from './operator.ts'
 
 declare module 'fastify' {
   interface FastifyContextConfig {
@@ -24,7 +24,7 @@ declare module 'fastify' {
     readonly idempotency: RequestIdempotency
   }
   interface FastifyInstance {
-    idempotency: Operator
+    idempotency: IdempotencyOperator
   }
 }
 
@@ -60,12 +60,12 @@ function hasRoutes (instance: FastifyInstance): boolean {
 export const fastifyIdempotency = fp(plugin, { fastify: '5.x', name: 'fastify-idempotency' })
 export default fastifyIdempotency
 
-export type { FastifyIdempotencyOptions, IdempotencyRouteOptions, Stage } from './config/options.ts'
-export { EVENT_NAMES, type EventName, type IdempotencyEvent } from './events.ts'
+export type { FastifyIdempotencyOptions, IdempotencyRouteOptions, IdempotencyStage } from './config/options.ts'
+export { IDEMPOTENCY_EVENTS, type IdempotencyEventName, type IdempotencyEvent } from './events.ts'
 export type { RequestIdempotency } from './lifecycle/view.ts'
-export type { Inspection, KeyOf, Operator } from './operator.ts'
-export { IdempotencyError, type ErrorForm, type IdempotencyErrorCode } from './protocol/errors.ts'
-export type { Awaitable, Binding, Claim, ClaimRequest, Entry, Outcome, Recording, StepRecord, Store } from './stores/contract.ts'
+export type { IdempotencyInspection, IdempotencyKeyRef, IdempotencyOperator } from './operator.ts'
+export { IdempotencyError, type IdempotencyErrorForm, type IdempotencyErrorCode } from './protocol/errors.ts'
+export type { StoreAnswer, StoreBinding, StoreClaim, StoreClaimRequest, StoreEntry, StoreOutcome, StoreRecording, StoreStep, IdempotencyStore } from './stores/contract.ts'
 export { MemoryStore, type MemoryStoreOptions } from './stores/memory/store.ts'
 export { decodeOutcome, encodeOutcome, UnreadableRecordError } from './stores/record.ts'
-export { RedisStore, type RedisClient, type RedisStoreOptions } from './stores/redis/store.ts'
+export { RedisStore, type RedisStoreClient, type RedisStoreOptions } from './stores/redis/store.ts'

@@ -1,15 +1,15 @@
 import type { Answer, StoreCalls } from './lease/store-calls.ts'
 import { idOf } from './protocol/fingerprint.ts'
-import type { Entry, Store } from './stores/contract.ts'
+import type { StoreEntry, IdempotencyStore } from './stores/contract.ts'
 
 /** A key and whose it is: `scope` as the option `scope` returns it, left out for the anonymous scope; or its `id`. */
-export type KeyOf =
+export type IdempotencyKeyRef =
   | { scope?: string | undefined, key: string, id?: undefined }
   | { /** As `request.idempotency.id`, events and log lines have it. */ id: string, scope?: undefined, key?: undefined }
 
 /** What an operator may know of a key; never the body. */
-export interface Inspection {
-  state: Entry['state']
+export interface IdempotencyInspection {
+  state: StoreEntry['state']
   /** Executions of this key so far. */
   attempt: number
   /** When this state began. */
@@ -23,21 +23,21 @@ export interface Inspection {
 }
 
 /** `fastify.idempotency`: for operators and tests. */
-export interface Operator {
-  readonly store: Store
+export interface IdempotencyOperator {
+  readonly store: IdempotencyStore
   /**
    * What is known of a key, or `undefined`. Rejects when the store fails, or takes longer than `storeTimeout`.
    * @throws {TypeError} when neither `key` nor `id` is given.
    */
-  inspect (key: KeyOf): Promise<Inspection | undefined>
+  inspect (key: IdempotencyKeyRef): Promise<IdempotencyInspection | undefined>
   /**
    * Frees a key whatever its state; `false` if there was none. A handler that still holds it loses its lease.
    * @throws {TypeError} when neither `key` nor `id` is given.
    */
-  forget (key: KeyOf): Promise<boolean>
+  forget (key: IdempotencyKeyRef): Promise<boolean>
 }
 
-export function createOperator (calls: StoreCalls, prefix: string): Operator {
+export function createOperator (calls: StoreCalls, prefix: string): IdempotencyOperator {
   const ask = async <T>(operation: (done: Answer<T>) => void): Promise<T> => await new Promise((resolve, reject) => {
     operation((error, value) => {
       if (error instanceof Error) reject(error)
@@ -48,7 +48,7 @@ export function createOperator (calls: StoreCalls, prefix: string): Operator {
     store: calls.store,
     async inspect (key) {
       const name = prefix + nameOf(key)
-      const entry = await ask<Entry | undefined>(done => calls.read(name, done))
+      const entry = await ask<StoreEntry | undefined>(done => calls.read(name, done))
       if (entry === undefined) return undefined
       const { state, attempt, since, until, result } = entry
       return { state, attempt, since: new Date(since), until: new Date(until), status: result?.status, replayable: result?.replayable }
@@ -60,7 +60,7 @@ export function createOperator (calls: StoreCalls, prefix: string): Operator {
   }
 }
 
-function nameOf ({ scope, key, id }: KeyOf): string {
+function nameOf ({ scope, key, id }: IdempotencyKeyRef): string {
   if (typeof id === 'string' && key === undefined) return id
   if (typeof key === 'string' && id === undefined) return idOf(scope, key)
   throw new TypeError('fastify-idempotency: give { key }, with { scope } where there is one, or { id } as log lines have it')

@@ -3,7 +3,7 @@ import { once } from 'node:events'
 import type { Socket } from 'node:net'
 import { Redis } from 'ioredis'
 import t, { type Test } from 'tap'
-import { RedisStore, type Outcome } from '../lib/index.ts'
+import { RedisStore, type StoreOutcome } from '../lib/index.ts'
 import { redisServer, stopRedis } from './fixtures/app.ts'
 import { startTls } from './fixtures/tls.ts'
 
@@ -13,7 +13,7 @@ t.teardown(stopRedis)
 
 const token = randomUUID()
 const claim = { token, lease: 10_000, ttl: 60_000, takeover: true }
-const outcome: Outcome = { fingerprint: 'f', status: 200, replayable: true, headers: [], body: 'x', text: true }
+const outcome: StoreOutcome = { fingerprint: 'f', status: 200, replayable: true, headers: [], body: 'x', text: true }
 const turn = async (): Promise<void> => await new Promise(resolve => setImmediate(resolve))
 
 const KINDS = {

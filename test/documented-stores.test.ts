@@ -2,7 +2,7 @@ import { mkdir, readFile, rm, writeFile } from 'node:fs/promises'
 import { fileURLToPath, pathToFileURL } from 'node:url'
 import t from 'tap'
 import ts from 'typescript'
-import { RedisStore, type RedisClient, type Store } from '../lib/index.ts'
+import { RedisStore, type RedisStoreClient, type IdempotencyStore } from '../lib/index.ts'
 import { storeAppTests, storeTests, type StoreTestOptions } from '../lib/store-tests.ts'
 import { startRedis } from './fixtures/redis.ts'
 
@@ -43,7 +43,7 @@ t.test('the documented store of a user\'s own is short, compiles, and passes the
   const { file, code } = await write('my-store', 'class MyStore')
   t.ok(code.trimEnd().split('\n').length < 60)
   t.same(complaints(file), [])
-  const { MyStore } = await import(pathToFileURL(file).href) as { MyStore: new () => Store }
+  const { MyStore } = await import(pathToFileURL(file).href) as { MyStore: new () => IdempotencyStore }
   runSuite(t, () => new MyStore())
 })
 
@@ -52,9 +52,9 @@ t.test('the documented adapter for node-redis compiles, and RedisStore passes th
   t.same(complaints(file), [])
   const server = await startRedis()
   process.env['REDIS_URL'] = server.url
-  const { client, redis } = await import(pathToFileURL(file).href) as { client: { destroy: () => void, sendCommand: (command: string[]) => Promise<unknown> }, redis: RedisClient }
+  const { client, redis } = await import(pathToFileURL(file).href) as { client: { destroy: () => void, sendCommand: (command: string[]) => Promise<unknown> }, redis: RedisStoreClient }
   t.teardown(async () => { client.destroy(); await server.stop() })
-  t.throws(() => new RedisStore(client as unknown as RedisClient), /has no method "callBuffer"\. It looks like a client of node-redis/)
+  t.throws(() => new RedisStore(client as unknown as RedisStoreClient), /has no method "callBuffer"\. It looks like a client of node-redis/)
   runSuite(t, async () => {
     await client.sendCommand(['FLUSHALL'])
     return new RedisStore(redis)

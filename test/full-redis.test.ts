@@ -2,7 +2,7 @@ import { randomUUID } from 'node:crypto'
 import type { FastifyRequest } from 'fastify'
 import type { Redis } from 'ioredis'
 import t, { type Test } from 'tap'
-import { RedisStore, type ClaimRequest, type Outcome } from '../lib/index.ts'
+import { RedisStore, type StoreClaimRequest, type StoreOutcome } from '../lib/index.ts'
 import { gate, start, until } from './fixtures/app.ts'
 import { connect, startRedis } from './fixtures/redis.ts'
 
@@ -17,7 +17,7 @@ t.teardown(async () => {
 
 const LEASE = 60_000
 const TTL = 3_600_000
-const RESULT: Outcome = { fingerprint: 'fp', status: 200, replayable: true, headers: [], body: 'done', text: true }
+const RESULT: StoreOutcome = { fingerprint: 'fp', status: 200, replayable: true, headers: [], body: 'done', text: true }
 
 async function fill (client: Redis): Promise<void> {
   await client.config('SET', 'maxmemory', '1')
@@ -32,7 +32,7 @@ function scene (t: Test) {
   t.teardown(async () => await empty(redis))
   const store = new RedisStore(redis)
   const key = `{${randomUUID()}}`
-  const claim = async (token: string, more: Partial<ClaimRequest> = {}) => await store.claim(key, { token: token.padEnd(36), lease: LEASE, ttl: TTL, takeover: false, ...more })
+  const claim = async (token: string, more: Partial<StoreClaimRequest> = {}) => await store.claim(key, { token: token.padEnd(36), lease: LEASE, ttl: TTL, takeover: false, ...more })
   const release = async (token: string, executed: boolean) => await store.release(key, token.padEnd(36), TTL, executed)
   const acquired = (attempt: number) => ({ outcome: 'acquired', attempt, takeover: false })
   return { store, key, claim, release, acquired }

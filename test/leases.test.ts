@@ -1,7 +1,7 @@
 import { randomUUID } from 'node:crypto'
 import { Readable } from 'node:stream'
 import t from 'tap'
-import { MemoryStore, type RedisClient } from '../lib/index.ts'
+import { MemoryStore, type RedisStoreClient } from '../lib/index.ts'
 import { storeKey } from '../lib/protocol/fingerprint.ts'
 import { failBehind, gate, redisClient, start, STORES, stopRedis, until } from './fixtures/app.ts'
 import { fails, faulty, listen, type Faults } from './fixtures/faulty.ts'
@@ -414,7 +414,7 @@ t.test('G10: an answer that is there already counts, though the process was froz
   const prefix = `{${randomUUID()}}`
   // Connects to the very server that will hold the key.
   await client.get(prefix)
-  const redis: RedisClient = {
+  const redis: RedisStoreClient = {
     callBuffer: async (command, ...args) => {
       const answer = client.callBuffer(command, ...args)
       // Stands for a freeze: when it ends, the time is over and the answer is in the socket.

@@ -8,7 +8,7 @@ import { createGunzip, gzipSync } from 'node:zlib'
 import multipart from '@fastify/multipart'
 import Fastify, { type preParsingHookHandler } from 'fastify'
 import t, { type Test } from 'tap'
-import idempotency, { type Store } from '../lib/index.ts'
+import idempotency, { type IdempotencyStore } from '../lib/index.ts'
 import { gate, headersOf, MODES, send, start, stopRedis, storeOptions, STORES, until } from './fixtures/app.ts'
 import { cutting, head, stateOf } from './fixtures/cut.ts'
 
@@ -25,7 +25,7 @@ for (const mode of MODES) {
     const unlock = gate()
     const { store: real } = await completeStore(t, mode)
     let completing = gate()
-    const slow: Store = {
+    const slow: IdempotencyStore = {
       claim: (key, request) => real.claim(key, request),
       renew: (...args) => real.renew(...args),
       complete: async (...args) => { completing.open(); await unlock.promise; return await real.complete(...args) },
@@ -350,7 +350,7 @@ for (const mode of MODES) {
   })
 }
 
-async function completeStore (t: Tap, mode: string): Promise<{ store: Store }> {
+async function completeStore (t: Tap, mode: string): Promise<{ store: IdempotencyStore }> {
   const app = Fastify()
   await app.register(idempotency, await storeOptions(mode as 'memory'))
   t.teardown(async () => await app.close())

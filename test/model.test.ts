@@ -1,6 +1,6 @@
 import fc from 'fast-check'
 import t from 'tap'
-import { MemoryStore, RedisStore, type RedisClient } from '../lib/index.ts'
+import { MemoryStore, RedisStore, type RedisStoreClient } from '../lib/index.ts'
 import { redisClient, STORES, stopRedis } from './fixtures/app.ts'
 import { History, type Backend, type Ending, type Op } from './fixtures/model-history.ts'
 import { clock } from './fixtures/model-world.ts'
@@ -70,7 +70,7 @@ const backends = {
     const client = await redisClient()
     return (): Backend => {
       const keys = new Set<string>()
-      const watched: RedisClient = {
+      const watched: RedisStoreClient = {
         callBuffer: async (command, ...args) => {
           keys.add(String(args[2]))
           return await client.callBuffer(command, ...args)

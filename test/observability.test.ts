@@ -11,7 +11,7 @@ import { Registry } from 'prom-client'
 import t, { type Test } from 'tap'
 import { registerMetrics, serveMetrics } from '../examples/metrics.ts'
 import { registerTracing } from '../examples/tracing.ts'
-import { EVENT_NAMES, MemoryStore, RedisStore, type IdempotencyEvent, type Store } from '../lib/index.ts'
+import { IDEMPOTENCY_EVENTS, MemoryStore, RedisStore, type IdempotencyEvent, type IdempotencyStore } from '../lib/index.ts'
 import { storeKey } from '../lib/protocol/fingerprint.ts'
 import { gate, redisClient, send, serversOf, start, STORES, stopRedis, until, type Gate, type Mode, type TestApp } from './fixtures/app.ts'
 import { faulty, hangs } from './fixtures/faulty.ts'
@@ -19,9 +19,9 @@ import { faulty, hangs } from './fixtures/faulty.ts'
 t.teardown(stopRedis)
 
 /** The store of a mode, with one operation that fails when a test says so. */
-async function breakable (mode: Mode): Promise<{ store: Store, fail: (name: keyof Store | undefined) => void }> {
-  let failing: keyof Store | undefined
-  const inner: Store = mode === 'redis' ? new RedisStore(await redisClient()) : new MemoryStore()
+async function breakable (mode: Mode): Promise<{ store: IdempotencyStore, fail: (name: keyof IdempotencyStore | undefined) => void }> {
+  let failing: keyof IdempotencyStore | undefined
+  const inner: IdempotencyStore = mode === 'redis' ? new RedisStore(await redisClient()) : new MemoryStore()
   const store = new Proxy(inner, {
     get (target, name) {
       if (name === failing) return async () => { throw new Error('the store is down') }
@@ -60,7 +60,7 @@ function routes (app: FastifyInstance, entered = gate(), finish = gate()): void 
 }
 
 /** A holder that has died: the key was taken, and its lease has passed. */
-async function dieHolding ({ app }: TestApp, store: Store, prefix: string, key: string): Promise<void> {
+async function dieHolding ({ app }: TestApp, store: IdempotencyStore, prefix: string, key: string): Promise<void> {
   await store.claim(storeKey(prefix, undefined, key), { token: randomUUID(), lease: 1, ttl: 60_000, takeover: true })
   const { until: end } = await app.idempotency.inspect({ key }) as { until: Date }
   await until(() => Date.now() > end.getTime() + 5, 'the end of the lease')
@@ -75,7 +75,7 @@ function listen (t: Test, name: string, listener: (event: IdempotencyEvent) => v
 for (const mode of STORES) {
   t.test(`each event fires once for what it names, with its fields (${mode})`, async t => {
     const told: Array<[string, IdempotencyEvent]> = []
-    for (const name of EVENT_NAMES) listen(t, name, event => { told.push([name, event]) })
+    for (const name of IDEMPOTENCY_EVENTS) listen(t, name, event => { told.push([name, event]) })
     const { store, fail } = await breakable(mode)
     const [entered, finish, lateEntered, lateFinish] = [gate(), gate(), gate(), gate()]
     const prefix = `${randomUUID()}:`
@@ -227,13 +227,13 @@ t.test('the log has no body and no credential, whatever a store puts on its erro
 
 t.test('G10: inspect and forget are bounded by storeTimeout', async t => {
   const store = Object.assign(faulty({}), { read: hangs, remove: hangs })
-  const { app } = await start(t, 'memory', { options: { store: store as unknown as Store, storeTimeout: 20 }, routes })
+  const { app } = await start(t, 'memory', { options: { store: store as unknown as IdempotencyStore, storeTimeout: 20 }, routes })
   await t.rejects(app.idempotency.inspect({ key: 'k' }), { name: 'StoreTimeout' })
   await t.rejects(app.idempotency.forget({ key: 'k' }), { name: 'StoreTimeout' })
 })
 
 /** All that can happen to a key, on one app: each with its own key, but for retries. */
-async function everything (api: TestApp, store: Store, prefix: string, fail: (name: keyof Store | undefined) => void, entered: Gate, finish: Gate): Promise<void> {
+async function everything (api: TestApp, store: IdempotencyStore, prefix: string, fail: (name: keyof IdempotencyStore | undefined) => void, entered: Gate, finish: Gate): Promise<void> {
   const { post } = api
   await post('secret-k', '{}')
   await post('secret-k', '{}')

@@ -6,7 +6,7 @@ import { Type } from '@fastify/type-provider-typebox'
 import { Validator } from '@seriousme/openapi-schema-validator'
 import Fastify, { type FastifyInstance, type FastifySchema } from 'fastify'
 import t, { type Test } from 'tap'
-import idempotency, { type Claim, type FastifyIdempotencyOptions } from '../lib/index.ts'
+import idempotency, { type StoreClaim, type FastifyIdempotencyOptions } from '../lib/index.ts'
 import { documentRoute, transform } from '../lib/openapi.ts'
 import { gate, send, start, type Answer, type TestApp } from './fixtures/app.ts'
 import { fails, faulty, type Faults } from './fixtures/faulty.ts'
@@ -95,7 +95,7 @@ for (const profile of ['default', 'ietf'] as const) {
       const faults: Faults = {}
       const store = faulty(faults)
       const { claim } = store
-      let abandoned: Claim | undefined
+      let abandoned: StoreClaim | undefined
       store.claim = async (...args) => abandoned ?? await claim(...args)
       const running = gate()
       const go = gate()

@@ -1,7 +1,7 @@
 import { randomUUID } from 'node:crypto'
 import Fastify, { type FastifyInstance } from 'fastify'
 import t, { type Test } from 'tap'
-import idempotency, { MemoryStore, type Awaitable, type Store } from '../lib/index.ts'
+import idempotency, { MemoryStore, type StoreAnswer, type IdempotencyStore } from '../lib/index.ts'
 import { gate } from './fixtures/app.ts'
 import { listen } from './fixtures/faulty.ts'
 import { turns, VirtualTime } from './fixtures/virtual-time.ts'
@@ -22,7 +22,7 @@ const HARMLESS = 0.5
 const never = async (): Promise<never> => await new Promise(() => {})
 
 /** What becomes of an operation that is asked for during the outage, which ends in `left` ms. */
-type Fault = <T>(run: () => Awaitable<T>, left: number, name: keyof Store) => Awaitable<T>
+type Fault = <T>(run: () => StoreAnswer<T>, left: number, name: keyof IdempotencyStore) => StoreAnswer<T>
 const sleep = async (ms: number): Promise<void> => await new Promise(resolve => setTimeout(resolve, ms))
 const FAULTS: Record<string, Fault> = {
   refuses: async () => { throw new Error('connection refused') },
@@ -47,7 +47,7 @@ interface Row { fault: string, start: number, length: number, key: string, app: 
 const payload = (key: string) => ({ method: 'POST', url: '/', headers: { 'idempotency-key': key } } as const)
 
 /** An instance whose way to the store is `store`. */
-async function instance (store: Store, executed: (key: string) => void): Promise<FastifyInstance> {
+async function instance (store: IdempotencyStore, executed: (key: string) => void): Promise<FastifyInstance> {
   const app = Fastify()
   await app.register(idempotency, { store, lease: LEASE, storeTimeout: STORE_TIMEOUT })
   app.post('/', async request => {
@@ -59,8 +59,8 @@ async function instance (store: Store, executed: (key: string) => void): Promise
   return app
 }
 
-function away (inner: Store, fault: Fault, time: VirtualTime, from: number, to: number): Store {
-  const step = <A extends unknown[], R>(name: keyof Store, run: (...args: A) => Awaitable<R>) => async (...args: A): Promise<R> =>
+function away (inner: IdempotencyStore, fault: Fault, time: VirtualTime, from: number, to: number): IdempotencyStore {
+  const step = <A extends unknown[], R>(name: keyof IdempotencyStore, run: (...args: A) => StoreAnswer<R>) => async (...args: A): Promise<R> =>
     time.now >= from && time.now < to ? await fault(() => run(...args), to - time.now, name) : await run(...args)
   return {
     claim: step('claim', inner.claim.bind(inner)),

@@ -1,5 +1,5 @@
 import t from 'tap'
-import type { Claim, IdempotencyError } from '../lib/index.ts'
+import type { StoreClaim, IdempotencyError } from '../lib/index.ts'
 import { MemoryStore } from '../lib/index.ts'
 import { storeKey } from '../lib/protocol/fingerprint.ts'
 import { failBehind, gate, start, until } from './fixtures/app.ts'
@@ -10,7 +10,7 @@ for (const answers of ['at once', 'later']) {
   t.test(`G10: a kept response that cannot be sent is an error, and the process lives; the store answers ${answers}`, async t => {
     const store = new MemoryStore()
     const claim = store.claim.bind(store)
-    const damaged = (...args: Parameters<typeof claim>): Claim => {
+    const damaged = (...args: Parameters<typeof claim>): StoreClaim => {
       const found = claim(...args)
       if (found.outcome === 'completed') found.result.headers.push(['x-damaged', 'a\nb'])
       return found
@@ -268,7 +268,7 @@ t.test('G10: a store that takes longer than the lease is a 503, not an endless c
 })
 
 t.test('G10: a store that answers a claim with nothing is a 503', async t => {
-  const store = Object.assign(new MemoryStore(), { claim: async () => undefined as unknown as Claim })
+  const store = Object.assign(new MemoryStore(), { claim: async () => undefined as unknown as StoreClaim })
   const { post } = await start(t, 'memory', { options: { store }, routes: app => app.post('/', async () => 'ok') })
   t.match((await post('k', '{}')).json(), { code: 'idempotency_store_unavailable' })
 })

@@ -1,7 +1,7 @@
 import { Redis as Redis5 } from 'ioredis-5'
 import { Redis as Valkey } from 'iovalkey'
 import t, { type Test } from 'tap'
-import { RedisStore, type RedisClient } from '../lib/index.ts'
+import { RedisStore, type RedisStoreClient } from '../lib/index.ts'
 import { storeAppTests, storeTests, type Outage, type StoreTestOptions } from '../lib/store-tests.ts'
 import { until } from './fixtures/app.ts'
 import { connectCluster, startCluster } from './fixtures/cluster.ts'
@@ -11,7 +11,7 @@ import { connect, startRedis, type RedisServer } from './fixtures/redis.ts'
 /** The clients that the README names, each through the whole suite, on a server that is frozen or cut off. */
 
 /** What all of these clients have beside what RedisStore needs. */
-interface Client extends RedisClient { ping: () => Promise<unknown>, disconnect: () => void }
+interface Client extends RedisStoreClient { ping: () => Promise<unknown>, disconnect: () => void }
 
 /** A short time for outages, long enough for a server that was just thawed. */
 const STORE_TIMEOUT = 500

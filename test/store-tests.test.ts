@@ -1,5 +1,5 @@
 import t from 'tap'
-import { MemoryStore, type Store } from '../lib/index.ts'
+import { MemoryStore, type IdempotencyStore } from '../lib/index.ts'
 import { storeAppTests, storeTests, type StoreTestOptions } from '../lib/store-tests.ts'
 import { BROKEN, plain } from './fixtures/broken-stores.ts'
 import { BROKEN_WATCHES } from './fixtures/broken-watches.ts'
@@ -24,7 +24,7 @@ const create = (): MemoryStore => new MemoryStore({ now: () => now })
 
 t.test('a sound store passes, and is closed behind each test', async t => {
   let open = 0
-  const createStore = (): Store => {
+  const createStore = (): IdempotencyStore => {
     open++
     return { ...plain(create()), close: () => { open-- } }
   }

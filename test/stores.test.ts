@@ -1,13 +1,13 @@
 import fc from 'fast-check'
 import t from 'tap'
-import { decodeOutcome, encodeOutcome, MemoryStore, RedisStore, type Outcome, type RedisClient } from '../lib/index.ts'
+import { decodeOutcome, encodeOutcome, MemoryStore, RedisStore, type StoreOutcome, type RedisStoreClient } from '../lib/index.ts'
 import { storeAppTests, storeTests } from '../lib/store-tests.ts'
 import { redisClient, serversOf, stopRedis } from './fixtures/app.ts'
 
 t.teardown(stopRedis)
 const token = 'a'.repeat(36)
 const claim = { token, lease: 10_000, ttl: 60_000, takeover: true }
-const outcome: Outcome = { fingerprint: 'f', status: 200, replayable: true, headers: [], body: 'x'.repeat(1_000), text: true }
+const outcome: StoreOutcome = { fingerprint: 'f', status: 200, replayable: true, headers: [], body: 'x'.repeat(1_000), text: true }
 
 async function emptyStore (client: Awaited<ReturnType<typeof redisClient>>): Promise<RedisStore> {
   await Promise.all(serversOf(client).map(async server => await server.flushall()))
@@ -101,7 +101,7 @@ t.test('G1, G14: MemoryStore counts all of a response against its maxBytes, and 
   store.complete('small', token, { ...outcome, body: 'small' }, 60_000)
   for (const [key, more] of [['body', { body: 'x'.repeat(4_950) }], ['headers', { headers: [['x-long', 'x'.repeat(6_000)]] }]] as const) {
     store.claim(key, claim)
-    t.equal(store.complete(key, token, { ...outcome, ...more } as Outcome, 60_000), true)
+    t.equal(store.complete(key, token, { ...outcome, ...more } as StoreOutcome, 60_000), true)
     t.match(store.read(key), { state: 'completed', result: { status: 200, replayable: false } }, key)
   }
   t.match(store.read('small'), { state: 'completed', result: { body: 'small' } })
@@ -128,7 +128,7 @@ t.test('G13: what MemoryStore has handed out stays as it is when its memory is u
   large.body = Buffer.alloc(10_000, 'b')
   for (let i = 0; i < 200; i++) keep(`k${i}`)
   t.equal(store.read('first'), undefined)
-  t.ok((held as { result: Outcome }).result.body.toString() === 'a'.repeat(10_000))
+  t.ok((held as { result: StoreOutcome }).result.body.toString() === 'a'.repeat(10_000))
 })
 
 t.test('G14: MemoryStore forgets dead holders after their ttl', async t => {
@@ -233,15 +233,15 @@ t.test('G13: any outcome comes back from its binary form as it was', async t => 
 })
 
 t.test('a client of another shape is refused with what is needed', async t => {
-  t.throws(() => new RedisStore({} as RedisClient), /ioredis client.*callBuffer/)
-  t.throws(() => new RedisStore(null as unknown as RedisClient), TypeError)
+  t.throws(() => new RedisStore({} as RedisStoreClient), /ioredis client.*callBuffer/)
+  t.throws(() => new RedisStore(null as unknown as RedisStoreClient), TypeError)
   const callBuffer = async (): Promise<unknown> => null
   for (const options of [{ minReplicas: -1 }, { minReplicas: 1.5 }, { replicaTimeout: 0 }]) t.throws(() => new RedisStore({ callBuffer }, options), /must be whole numbers/)
 })
 
 t.test('G10: RedisStore says why a write counts too few replicas', async t => {
   const results: Array<Array<[Error | null, unknown]>> = []
-  const client: RedisClient = {
+  const client: RedisStoreClient = {
     callBuffer: async () => Buffer.from('a\0\0\0\x01'),
     pipeline: () => ({ exec: async () => results.shift() ?? null })
   }

@@ -1,7 +1,7 @@
 /** The plugin, registered the usual way. */
 import type { Server } from 'node:http'
 import { Redis } from 'ioredis'
-import idempotency, { type Store } from '../../lib/index.ts'
+import idempotency, { type IdempotencyStore } from '../../lib/index.ts'
 import { addRoutes, createApp, listen } from './routes.ts'
 
 export async function ours (): Promise<Server> {
@@ -21,7 +21,7 @@ export async function oursRedis (redisPort: number): Promise<Server> {
 /** With a store that does nothing: what is left is the plugin's own. */
 export async function oursWithoutStore (): Promise<Server> {
   const app = createApp()
-  const store: Store = {
+  const store: IdempotencyStore = {
     claim: () => ({ outcome: 'acquired', attempt: 1, takeover: false }),
     renew: () => true,
     complete: () => true,

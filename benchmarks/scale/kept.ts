@@ -2,7 +2,7 @@
 import { hash, randomUUID } from 'node:crypto'
 import { fingerprintOf, storeKey } from '../../lib/protocol/fingerprint.ts'
 import { hashOf } from '../../lib/util/hash.ts'
-import type { Outcome, Store } from '../../lib/index.ts'
+import type { StoreOutcome, IdempotencyStore } from '../../lib/index.ts'
 import type { OwnRedis } from '../redis.ts'
 
 export const PREFIX = 'idempotency:'
@@ -39,7 +39,7 @@ export const location = (key: string): string => `${PATH}/pay_${key}`
 const FILLED = 'filled00'
 const EMPTY = JSON.stringify(make(clientKey(0), FILLED, 0)).length
 
-export function outcome (index: number, bytes = 300, form: 'string' | 'Buffer' = 'string'): Outcome {
+export function outcome (index: number, bytes = 300, form: 'string' | 'Buffer' = 'string'): StoreOutcome {
   const key = clientKey(index)
   const body = JSON.stringify(payment(key, FILLED, bytes))
   return {
@@ -53,10 +53,10 @@ export function outcome (index: number, bytes = 300, form: 'string' | 'Buffer' =
 }
 
 /** Bytes of a response: its body, and a line for each header: `name: value`, CR LF. */
-export const bytesOf = ({ headers, body }: Outcome): number => Buffer.byteLength(body) + headers.reduce((sum, [name, value]) => sum + `${name}: ${String(value)}\r\n`.length, 0)
+export const bytesOf = ({ headers, body }: StoreOutcome): number => Buffer.byteLength(body) + headers.reduce((sum, [name, value]) => sum + `${name}: ${String(value)}\r\n`.length, 0)
 
 /** One first execution, as far as the store sees it. */
-export async function keep (store: Store, index: number, ttl = DAY, kept = outcome(index)): Promise<void> {
+export async function keep (store: IdempotencyStore, index: number, ttl = DAY, kept = outcome(index)): Promise<void> {
   const key = keyOf(index)
   const token = randomUUID()
   const pending = store.claim(key, { token, lease: LEASE, ttl, takeover: true })
@@ -69,7 +69,7 @@ export async function keep (store: Store, index: number, ttl = DAY, kept = outco
  * Puts keys `from` to `to` into Redis: records that the store has written, with each key's own
  * fingerprint and name in them, so that a million take seconds. `until`: when they expire, ms since the epoch.
  */
-export async function fillRedis ({ client }: OwnRedis, store: Store, from: number, to: number, { until = Date.now() + DAY, bytes = 300 } = {}): Promise<void> {
+export async function fillRedis ({ client }: OwnRedis, store: IdempotencyStore, from: number, to: number, { until = Date.now() + DAY, bytes = 300 } = {}): Promise<void> {
   if (from === to) return
   const template = await templateOf(client, store, from, bytes)
   for (let at = from; at < to; at += 1_000) {
@@ -80,7 +80,7 @@ export async function fillRedis ({ client }: OwnRedis, store: Store, from: numbe
 }
 
 /** A record in pieces: F and K stand for fingerprint and client's key. */
-async function templateOf (client: OwnRedis['client'], store: Store, index: number, bytes: number): Promise<Array<string | Buffer>> {
+async function templateOf (client: OwnRedis['client'], store: IdempotencyStore, index: number, bytes: number): Promise<Array<string | Buffer>> {
   await keep(store, index, DAY, outcome(index, bytes))
   const record = (await client.getBuffer(keyOf(index)) as Buffer).toString('latin1')
   const pieces = record.split(new RegExp(`(${fingerprint(index)}|${clientKey(index)})`))

@@ -4,7 +4,7 @@ import type { AddressInfo } from 'node:net'
 import { setTimeout as sleep } from 'node:timers/promises'
 import Fastify, { type RouteHandlerMethod } from 'fastify'
 import { Redis } from 'ioredis'
-import idempotency, { MemoryStore, RedisStore, type Store } from '../../lib/index.ts'
+import idempotency, { MemoryStore, RedisStore, type IdempotencyStore } from '../../lib/index.ts'
 import { serve } from './child.ts'
 import { keep, keyOf, location, PATH, payment, PREFIX } from './kept.ts'
 import { cpu, LoopWatch, type Loop } from './loop.ts'
@@ -44,7 +44,7 @@ let clock = 0
 /** The keys from `oldest` up to `next` are kept. */
 let oldest = 0
 let next = 0
-let store: Store
+let store: IdempotencyStore
 let executions = 0
 let used = 0
 let watch: LoopWatch | undefined

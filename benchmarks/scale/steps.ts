@@ -1,6 +1,6 @@
 /** What the steps of a store cost, in CPU of this process. */
 import { randomUUID } from 'node:crypto'
-import type { Store } from '../../lib/index.ts'
+import type { IdempotencyStore } from '../../lib/index.ts'
 import { DAY, keyOf, LEASE, outcome } from './kept.ts'
 import { cpu } from './loop.ts'
 import { verify } from './figures.ts'
@@ -9,7 +9,7 @@ import { verify } from './figures.ts'
 const AT_ONCE = 50
 
 /** Microseconds for the claim of one of the keys `from` up to `to`, all of which are kept; `times` of them, any. */
-export async function costOfReplay (store: Store, from: number, to: number, times: number): Promise<number> {
+export async function costOfReplay (store: IdempotencyStore, from: number, to: number, times: number): Promise<number> {
   const request = { token: randomUUID(), lease: LEASE, ttl: DAY, takeover: true }
   const keys = Array.from({ length: times }, () => keyOf(Math.floor(from + Math.random() * (to - from))))
   let replays = 0
@@ -25,7 +25,7 @@ export async function costOfReplay (store: Store, from: number, to: number, time
 }
 
 /** Microseconds for the claim and the outcome of a fresh key; keeps the keys `from` up to `from + times`. */
-export async function costOfFresh (store: Store, from: number, times: number): Promise<number> {
+export async function costOfFresh (store: IdempotencyStore, from: number, times: number): Promise<number> {
   const fresh = Array.from({ length: times }, (_, i) => ({ key: keyOf(from + i), token: randomUUID(), kept: outcome(from + i) }))
   const before = cpu()
   await each(times, async i => {

@@ -1,10 +1,10 @@
 /** What an operator reads, as HTML. */
-import type { Inspection } from '../../lib/index.ts'
+import type { IdempotencyInspection } from '../../lib/index.ts'
 
 export interface Found {
   scope: string
   key: string
-  entry: Inspection | undefined
+  entry: IdempotencyInspection | undefined
 }
 
 const MEANING = {
@@ -54,7 +54,7 @@ export function freed (prefix: string, { entry }: Found): string {
 }
 
 /** Changes with every step that a key takes. */
-export function stateOf ({ state, attempt, since }: Inspection): string {
+export function stateOf ({ state, attempt, since }: IdempotencyInspection): string {
   return `${state} ${attempt} ${since.getTime()}`
 }
 

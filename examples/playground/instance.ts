@@ -6,7 +6,7 @@ import { subscribe } from 'node:diagnostics_channel'
 import type { AddressInfo } from 'node:net'
 import { setTimeout as sleep } from 'node:timers/promises'
 import Fastify from 'fastify'
-import idempotency, { EVENT_NAMES, type IdempotencyEvent } from '../../lib/index.ts'
+import idempotency, { IDEMPOTENCY_EVENTS, type IdempotencyEvent } from '../../lib/index.ts'
 import type { Charge } from './card.ts'
 import { createCaller } from './ipc.ts'
 import { storeOverIpc } from './store-over-ipc.ts'
@@ -19,7 +19,7 @@ process.on('disconnect', () => process.exit())
 const call = createCaller()
 const tell = (request: number, what: string, more: object): void => { call('tell', { request, what, ...more }).catch(() => {}) }
 
-for (const event of EVENT_NAMES) {
+for (const event of IDEMPOTENCY_EVENTS) {
   subscribe(`fastify-idempotency:${event}`, message => {
     const { request } = message as IdempotencyEvent
     tell(Number(request.headers['x-request']), 'told', { event })

@@ -1,7 +1,7 @@
 /** The stage: two instances on one store, the card, and whoever watches. */
 import { EventEmitter } from 'node:events'
 import { storeKey } from '../../lib/protocol/fingerprint.ts'
-import type { Store } from '../../lib/index.ts'
+import type { IdempotencyStore } from '../../lib/index.ts'
 import { Card } from './card.ts'
 import { headOf, send } from './client.ts'
 import type { Answer, Happening, Name, Order, Step } from './events.ts'
@@ -15,14 +15,14 @@ const PREFIX = 'playground:'
 const LEASE = 3_000
 
 export class Stage extends EventEmitter<{ happening: [Happening] }> {
-  readonly #store: Store
+  readonly #store: IdempotencyStore
   readonly #card = new Card()
   readonly #instances: Record<Name, Supervised>
   /** The payment that a request, or a key of the store, belongs to. */
   readonly #orders = new Map<number | string, string>()
   #requests = 0
 
-  constructor (store: Store) {
+  constructor (store: IdempotencyStore) {
     super()
     // One for each open page.
     this.setMaxListeners(0)

@@ -1,12 +1,12 @@
 /** The store contract over IPC: the parent holds the store, its children share it. */
-import type { Store } from '../../lib/index.ts'
+import type { IdempotencyStore } from '../../lib/index.ts'
 import type { StoreStep } from './events.ts'
 
 type Call = (method: string, ...args: unknown[]) => Promise<unknown>
 type Told = StoreStep extends infer S ? S extends unknown ? Omit<S, 'instance'> : never : never
 
 /** In the child: every operation is a call. */
-export function storeOverIpc (call: Call): Store {
+export function storeOverIpc (call: Call): IdempotencyStore {
   const method = (name: string) => async (...args: unknown[]): Promise<never> => await call(name, ...args) as never
   return {
     claim: method('claim'),
@@ -19,7 +19,7 @@ export function storeOverIpc (call: Call): Store {
 }
 
 /** In the parent: the same operations, on the store itself; `tell` hears of each step that was taken. */
-export function observedStore (store: Store, tell: (key: string, step: Told) => void): Store {
+export function observedStore (store: IdempotencyStore, tell: (key: string, step: Told) => void): IdempotencyStore {
   return {
     async claim (key, request) {
       const until = performance.now() + request.lease

@@ -1,13 +1,13 @@
 import type { FastifyInstance } from 'fastify'
-import type { Store } from '../stores/contract.ts'
+import type { IdempotencyStore } from '../stores/contract.ts'
 import { MemoryStore } from '../stores/memory/store.ts'
-import { RedisStore, wrongClient, type RedisClient } from '../stores/redis/store.ts'
+import { RedisStore, wrongClient, type RedisStoreClient } from '../stores/redis/store.ts'
 import type { Config } from './options.ts'
 
 /** The store that the options ask for; else Redis, where @fastify/redis is registered; else one in process. */
-export function chooseStore (instance: FastifyInstance, { store, redis, minReplicas, storeTimeout }: Config): { store: Store, fellBack: () => boolean } {
+export function chooseStore (instance: FastifyInstance, { store, redis, minReplicas, storeTimeout }: Config): { store: IdempotencyStore, fellBack: () => boolean } {
   const options = { minReplicas, replicaTimeout: Math.ceil(storeTimeout / 2) }
-  const chosen = (store: Store): { store: Store, fellBack: () => boolean } => ({ store, fellBack: () => false })
+  const chosen = (store: IdempotencyStore): { store: IdempotencyStore, fellBack: () => boolean } => ({ store, fellBack: () => false })
   if (store !== undefined) return chosen(store)
   if (redis !== undefined) return chosen(new RedisStore(redis, options))
   const shared = redisOf(instance)
@@ -21,13 +21,13 @@ export function chooseStore (instance: FastifyInstance, { store, redis, minRepli
 }
 
 /** What @fastify/redis has put there, a client or several by name. */
-function redisOf (instance: FastifyInstance): (Partial<RedisClient> & object) | undefined {
-  return (instance as { redis?: Partial<RedisClient> & object }).redis
+function redisOf (instance: FastifyInstance): (Partial<RedisStoreClient> & object) | undefined {
+  return (instance as { redis?: Partial<RedisStoreClient> & object }).redis
 }
 
-function clientIn (shared: Partial<RedisClient> & object): RedisClient {
-  if (shared.callBuffer !== undefined) return shared as RedisClient
-  const clients = shared as Record<string, Partial<RedisClient> | null | undefined>
+function clientIn (shared: Partial<RedisStoreClient> & object): RedisStoreClient {
+  if (shared.callBuffer !== undefined) return shared as RedisStoreClient
+  const clients = shared as Record<string, Partial<RedisStoreClient> | null | undefined>
   const names = Object.keys(shared).filter(name => clients[name]?.callBuffer !== undefined).map(name => `fastify.redis.${name}`)
   if (names.length === 0) throw wrongClient('fastify.redis', shared)
   throw new TypeError(`fastify-idempotency: fastify.redis holds namespaces; choose one with the option "redis": ${names.join(' or ')}`)

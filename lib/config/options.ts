@@ -1,13 +1,13 @@
 import { METHODS } from 'node:http'
 import { inspect, types } from 'node:util'
 import type { FastifyInstance, FastifyRequest } from 'fastify'
-import type { ErrorForm } from '../protocol/errors.ts'
+import type { IdempotencyErrorForm } from '../protocol/errors.ts'
 import { PROFILES, type Profile } from '../protocol/profile.ts'
-import { assertStore, type Store } from '../stores/contract.ts'
-import type { RedisClient } from '../stores/redis/store.ts'
+import { assertStore, type IdempotencyStore } from '../stores/contract.ts'
+import type { RedisStoreClient } from '../stores/redis/store.ts'
 
 /** The stage at whose end the key is taken. */
-export type Stage = typeof STAGES[number]
+export type IdempotencyStage = typeof STAGES[number]
 export const STAGES = ['onRequest', 'preParsing', 'preValidation', 'preHandler'] as const
 
 type MaybePromise<T> = T | Promise<T>
@@ -25,7 +25,7 @@ export interface IdempotencyRouteOptions {
   /** What makes two requests the same, in the place of query and body: method, path and the route's constraints always count. Called before the handler. Default: the raw body bytes; of a multipart body its parts, whatever the boundary. */
   fingerprint?: ((request: FastifyRequest, body: Buffer) => string | Buffer) | undefined
   /** The stage at whose end the key is taken. Default `'onRequest'`. */
-  hook?: Stage | undefined
+  hook?: IdempotencyStage | undefined
   /** Milliseconds that a kept response lives. Default 86,400,000 (24 hours). */
   ttl?: number | undefined
   /** Milliseconds, at least 100, after which a holder that has gone silent loses the key. Default 30,000. */
@@ -45,15 +45,15 @@ export interface IdempotencyRouteOptions {
   /** When the store cannot be reached in time: `503 idempotency_store_unavailable`, or run unprotected. Default `'reject'`. */
   onStoreError?: 'reject' | 'bypass' | undefined
   /** The form of the plugin's own answers. Default `'envelope'`; `'problem'` (RFC 9457) with `profile: 'ietf'`. */
-  errors?: ErrorForm | undefined
+  errors?: IdempotencyErrorForm | undefined
 }
 
 /** The plugin's options. */
 export interface FastifyIdempotencyOptions extends IdempotencyRouteOptions {
   /** An object of the store contract. Default: Redis where a client is at hand, else in-process. */
-  store?: Store | undefined
+  store?: IdempotencyStore | undefined
   /** An ioredis (or compatible) client. Default: `fastify.redis`, if @fastify/redis is registered. */
-  redis?: RedisClient | undefined
+  redis?: RedisStoreClient | undefined
   /** Replicas of Redis that must have a step before it counts (WAIT), for those who cannot lose it in a failover. Default 0. */
   minReplicas?: number | undefined
   /** Stands before every key in the store. Default `'idempotency:'`. */
@@ -90,8 +90,8 @@ export interface RouteContext extends RouteConfig {
 }
 /** The plugin's options with every default in place. */
 export interface Config {
-  store: Store | undefined
-  redis: RedisClient | undefined
+  store: IdempotencyStore | undefined
+  redis: RedisStoreClient | undefined
   minReplicas: number
   keyPrefix: string
   global: boolean
@@ -274,7 +274,7 @@ export function routeConfig (config: Config, given: unknown, methods: string[], 
   throw new TypeError(`fastify-idempotency: config.idempotency of ${name} has no effect: ${[...NEVER].join(', ')} never take part; remove the config`)
 }
 
-export function isLate (hook: Stage): hook is 'preValidation' | 'preHandler' {
+export function isLate (hook: IdempotencyStage): hook is 'preValidation' | 'preHandler' {
   return hook === 'preValidation' || hook === 'preHandler'
 }
 

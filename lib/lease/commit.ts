@@ -1,5 +1,5 @@
 import { publish } from '../events.ts'
-import type { Claim, Outcome } from '../stores/contract.ts'
+import type { StoreClaim, StoreOutcome } from '../stores/contract.ts'
 import type { Taken } from '../protocol/verdict.ts'
 import type { Lease } from './lease.ts'
 import type { Renewals } from './renewal.ts'
@@ -13,7 +13,7 @@ export interface LeaseDeps {
 
 /** An outcome that is kept, or none: the key is released. `status`: of the reply that releases it, where there is one. */
 export interface Ending {
-  outcome: Outcome | undefined
+  outcome: StoreOutcome | undefined
   status: number | undefined
 }
 
@@ -46,7 +46,7 @@ export function commit (deps: LeaseDeps, lease: Lease, ending: Ending, done: Com
  * Writes the outcome; if the token is rejected, claims again to learn why: a winner's response, somebody who runs
  * now, or nobody (the store has lost the record), and then the outcome is written again.
  */
-function write (deps: LeaseDeps, lease: Lease, outcome: Outcome | undefined, round: number, done: Committed): void {
+function write (deps: LeaseDeps, lease: Lease, outcome: StoreOutcome | undefined, round: number, done: Committed): void {
   const { storeKey, token, route, started } = lease.holder
   const written = (error: unknown, accepted?: boolean): void => {
     if (error !== null || accepted === true) return done(error)
@@ -54,7 +54,7 @@ function write (deps: LeaseDeps, lease: Lease, outcome: Outcome | undefined, rou
     lease.lose()
     deps.calls.claim(storeKey, { token, lease: route.lease, ttl: route.ttl, takeover: true }, (error, claim) => {
       if (error !== null) return done(error)
-      const found = claim as Claim
+      const found = claim as StoreClaim
       if (found.outcome !== 'acquired') return done(null, found)
       lease.lost = false
       write(deps, lease, outcome, round + 1, done)

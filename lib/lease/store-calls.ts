@@ -1,4 +1,4 @@
-import { acceptedIn, claimIn, type Awaitable, type Claim, type ClaimRequest, type Entry, type Outcome, type Store } from '../stores/contract.ts'
+import { acceptedIn, claimIn, type StoreAnswer, type StoreClaim, type StoreClaimRequest, type StoreEntry, type StoreOutcome, type IdempotencyStore } from '../stores/contract.ts'
 
 export type Answer<T> = (error: unknown, value?: T) => void
 
@@ -18,18 +18,18 @@ const MAX_LATE = 1_000
  * are out may have been lost, and count no more.
  */
 export class StoreCalls {
-  readonly store: Store
+  readonly store: IdempotencyStore
   readonly #ms: number
   /** Operations that are out past their time. */
   #late = 0
   #lateAt = 0
 
-  constructor (store: Store, ms: number) {
+  constructor (store: IdempotencyStore, ms: number) {
     this.store = store
     this.#ms = ms
   }
 
-  claim (key: string, request: ClaimRequest, done: Answer<Claim>, late?: Answer<Claim>): void {
+  claim (key: string, request: StoreClaimRequest, done: Answer<StoreClaim>, late?: Answer<StoreClaim>): void {
     this.#call(() => this.store.claim(key, request), claimIn, done, late)
   }
 
@@ -37,7 +37,7 @@ export class StoreCalls {
     this.#call(() => this.store.renew(key, token, lease, ttl, fingerprint), acceptedIn, done, late)
   }
 
-  complete (key: string, token: string, outcome: Outcome, ttl: number, done: Answer<boolean>): void {
+  complete (key: string, token: string, outcome: StoreOutcome, ttl: number, done: Answer<boolean>): void {
     this.#call(() => this.store.complete(key, token, outcome, ttl), acceptedIn, done)
   }
 
@@ -45,8 +45,8 @@ export class StoreCalls {
     this.#call(() => this.store.release(key, token, ttl, executed), acceptedIn, done)
   }
 
-  read (key: string, done: Answer<Entry | undefined>): void {
-    this.#call(() => this.store.read(key), entry => entry as Entry | undefined, done)
+  read (key: string, done: Answer<StoreEntry | undefined>): void {
+    this.#call(() => this.store.read(key), entry => entry as StoreEntry | undefined, done)
   }
 
   remove (key: string, done: Answer<boolean>): void {
@@ -57,7 +57,7 @@ export class StoreCalls {
     this.#call(() => this.store.close?.(), () => undefined, done)
   }
 
-  #call<T> (operation: () => Awaitable<unknown>, check: (answer: unknown) => T, done: Answer<T>, onLate?: Answer<T>): void {
+  #call<T> (operation: () => StoreAnswer<unknown>, check: (answer: unknown) => T, done: Answer<T>, onLate?: Answer<T>): void {
     const isProbe = this.#late >= MAX_LATE
     if (isProbe) {
       const now = performance.now()
@@ -118,7 +118,7 @@ export class StoreCalls {
 }
 
 /** Whether a value is still to come. */
-export function isPromise<T> (value: Awaitable<T>): value is Promise<T> {
+export function isPromise<T> (value: StoreAnswer<T>): value is Promise<T> {
   return typeof (value as Promise<T> | null | undefined)?.then === 'function'
 }
 

@@ -3,7 +3,7 @@ import { settle } from '../lease/settle.ts'
 import { errorFrom } from '../lease/store-calls.ts'
 import { unreplayable, whenOver } from '../protocol/settlement.ts'
 import { capture, WITHOUT_CONTENT } from '../response/outcome.ts'
-import type { Outcome } from '../stores/contract.ts'
+import type { StoreOutcome } from '../stores/contract.ts'
 import { hasClosed, type Exchange } from './exchange.ts'
 import { progressOf } from './handler-run.ts'
 
@@ -103,7 +103,7 @@ function whenWhole (exchange: Exchange, done: () => void): void {
   exchange.readRest('answered', error => error === undefined ? done() : settleWith(exchange, undefined))
 }
 
-function settleWith (exchange: Exchange, outcome: Outcome | undefined): void {
+function settleWith (exchange: Exchange, outcome: StoreOutcome | undefined): void {
   const { core, lease, reply } = exchange
   if (lease === undefined) return
   const status = reply.raw.headersSent ? reply.statusCode : undefined

@@ -1,18 +1,18 @@
 import type { FastifyReply, FastifyRequest } from 'fastify'
 import type { RouteConfig } from '../config/options.ts'
-import { publish, type EventName } from '../events.ts'
+import { publish, type IdempotencyEventName } from '../events.ts'
 import { errorFrom } from '../lease/store-calls.ts'
 import { IdempotencyError, renderError, typeOf } from '../protocol/errors.ts'
 import type { Verdict } from '../protocol/verdict.ts'
 import { isAscii, payloadOf, resetHeaders, restore, withdraw } from '../response/outcome.ts'
-import type { Outcome } from '../stores/contract.ts'
+import type { StoreOutcome } from '../stores/contract.ts'
 import type { Core } from './core.ts'
 import type { Exchange } from './exchange.ts'
 import { isRefused, setRefusal, takeRefusal } from './refusal.ts'
 
 /** The one place that answers in the handler's stead. */
 
-const EVENT_OF: Record<IdempotencyError['code'], EventName> = {
+const EVENT_OF: Record<IdempotencyError['code'], IdempotencyEventName> = {
   idempotency_key_invalid: 'invalid',
   idempotency_key_missing: 'invalid',
   idempotency_key_mismatch: 'mismatched',
@@ -70,7 +70,7 @@ export function refusedPayload (request: FastifyRequest, reply: FastifyReply, ex
   return { error: thrown, payload }
 }
 
-function beginReplay (exchange: Exchange, outcome: Outcome): NonNullable<Exchange['replay']> {
+function beginReplay (exchange: Exchange, outcome: StoreOutcome): NonNullable<Exchange['replay']> {
   const { core, request, reply, id } = exchange
   const replay = exchange.replay = { outcome, payload: payloadOf(outcome) }
   request.log.debug({ idempotencyId: id, status: outcome.status }, 'idempotency: replayed')
@@ -113,7 +113,7 @@ export function replayFailed (exchange: Exchange, error: Error): boolean {
 }
 
 /** Sends a kept response past all hooks; `false` where Node.js refuses it. */
-function sendAsKept ({ core, reply }: Exchange, outcome: Outcome): boolean {
+function sendAsKept ({ core, reply }: Exchange, outcome: StoreOutcome): boolean {
   const { body, status } = outcome
   restore(reply, outcome, core.config.replayedHeaderName)
   const hasContent = status >= 200 && status !== 204 && status !== 304

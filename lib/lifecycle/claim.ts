@@ -8,7 +8,7 @@ import { idOf, isLarge } from '../protocol/fingerprint.ts'
 import { keyError, readKey } from '../protocol/key.ts'
 import { evaluateClaim, fingerprintIn, needsBody, type Taken, type Verdict } from '../protocol/verdict.ts'
 import { cutOff } from '../request/body.ts'
-import { StoreAnswerError, type Claim } from '../stores/contract.ts'
+import { StoreAnswerError, type StoreClaim } from '../stores/contract.ts'
 import { UnreadableRecordError } from '../stores/record.ts'
 import { releaseUnused, watchClose } from './after-close.ts'
 import { answer, refuse } from './answer.ts'
@@ -102,12 +102,12 @@ function stop (exchange: Exchange, error: IdempotencyError, done: Done): void {
 function claim (exchange: Exchange, done: Done): void {
   ask(exchange, (error, found, sent) => {
     if (error !== null) return storeFailed(exchange, error, done)
-    granted(exchange, found as Claim, sent, done)
+    granted(exchange, found as StoreClaim, sent, done)
   })
 }
 
 /** The claim's answer, and when it was asked for. A grant that came too late to count is asked for again. */
-function ask (exchange: Exchange, answered: (error: Error | null, found: Claim | undefined, sent: number) => void, round = 1): void {
+function ask (exchange: Exchange, answered: (error: Error | null, found: StoreClaim | undefined, sent: number) => void, round = 1): void {
   const { core, route, storeKey, token } = exchange
   const request = { token, lease: route.lease, ttl: route.ttl, takeover: route.abandoned === 'retry' }
   const sent = performance.now()
@@ -148,7 +148,7 @@ function mayBypass ({ route }: Exchange, cause: Error): boolean {
   return route.onStoreError === 'bypass' && !(cause instanceof UnreadableRecordError || cause instanceof StoreAnswerError)
 }
 
-function granted (exchange: Exchange, found: Claim, sent: number, done: Done): void {
+function granted (exchange: Exchange, found: StoreClaim, sent: number, done: Done): void {
   exchange.claim = found
   if (found.outcome !== 'acquired') return done()
   startLease(exchange, found.takeover, sent)
@@ -234,7 +234,7 @@ function waitForHolder (exchange: Exchange, waiter: Waiter, next: (stillHeld: bo
       }
       exchange.waiter = undefined
       if (error !== null) return storeFailed(exchange, error, done)
-      granted(exchange, found as Claim, sent, error => error === undefined ? next(false) : done(error))
+      granted(exchange, found as StoreClaim, sent, error => error === undefined ? next(false) : done(error))
     })
   }, () => endWaiting(exchange, waiter))
 }

@@ -6,7 +6,7 @@ import { errorFrom } from '../lease/store-calls.ts'
 import { digestOf, fingerprintOf, stored } from '../protocol/fingerprint.ts'
 import type { Admission } from '../protocol/settlement.ts'
 import type { RequestBody } from '../request/body.ts'
-import type { Claim, Outcome } from '../stores/contract.ts'
+import type { StoreClaim, StoreOutcome } from '../stores/contract.ts'
 import { newToken } from '../util/token.ts'
 import type { Core } from './core.ts'
 import type { HandlerRun } from './handler-run.ts'
@@ -35,7 +35,7 @@ export class Exchange implements Holder {
   key = ''
   id = ''
   /** What the store has answered; `bypassed` where it did not, and the request runs unprotected. */
-  claim: Claim | 'bypassed' | undefined
+  claim: StoreClaim | 'bypassed' | undefined
   /** Waits for the holder of the key. */
   waiter: Waiter | undefined
   /** The lease, where the key was granted. */
@@ -53,7 +53,7 @@ export class Exchange implements Holder {
   /** The handler's own word on whether its reply is an outcome. */
   override: 'keep' | 'release' | undefined
   /** The kept outcome that answers this request, and its payload as hooks see it. */
-  replay: { outcome: Outcome, payload: string | Buffer | null } | undefined
+  replay: { outcome: StoreOutcome, payload: string | Buffer | null } | undefined
   /** When the response was over, by the monotonic clock. */
   closedAt: number | undefined
   #admission: Admission = 'pending'

@@ -4,7 +4,7 @@ import { errorFrom } from '../lease/store-calls.ts'
 import { unreplayable, whenReplying } from '../protocol/settlement.ts'
 import { capture, isAscii, isResponse, resetHeaders, unwrapResponse, WITHOUT_CONTENT } from '../response/outcome.ts'
 import { isStream, tee, type ByteStream } from '../response/tee.ts'
-import type { Outcome } from '../stores/contract.ts'
+import type { StoreOutcome } from '../stores/contract.ts'
 import { isBetterAsBytes, refusedPayload, replacedPayload, replayedPayload } from './answer.ts'
 import { exchangeOf, type Exchange } from './exchange.ts'
 import { isRefused, takeRefusal } from './refusal.ts'
@@ -144,7 +144,7 @@ function fingerprintOf (exchange: Exchange): string {
   }
 }
 
-function settleReply (exchange: Exchange, outcome: Outcome | undefined, payload: unknown, done: Done): void {
+function settleReply (exchange: Exchange, outcome: StoreOutcome | undefined, payload: unknown, done: Done): void {
   const { core, lease, request, reply } = exchange
   if (lease === undefined) return
   let sent = payload
@@ -167,10 +167,10 @@ function copied (payload: unknown): unknown {
 }
 
 /** Stores a stream when it ends, once the request's body is whole as well, and unless another reply has come instead. */
-function storeStream (exchange: Exchange, outcome: Outcome, source: ByteStream): unknown {
+function storeStream (exchange: Exchange, outcome: StoreOutcome, source: ByteStream): unknown {
   const { core, lease, body, route, passes } = exchange
   lease?.to('collecting')
-  const end = (result: Outcome | undefined): Promise<boolean> => new Promise(resolve => {
+  const end = (result: StoreOutcome | undefined): Promise<boolean> => new Promise(resolve => {
     if (lease === undefined || passes !== exchange.passes) return resolve(true)
     settle(core, lease, { outcome: result, status: outcome.status }, instead => resolve(instead === undefined))
   })

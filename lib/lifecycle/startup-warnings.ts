@@ -1,10 +1,10 @@
 import type { FastifyInstance, RouteOptions as FastifyRoute } from 'fastify'
-import { STAGES, type Stage } from '../config/options.ts'
+import { STAGES, type IdempotencyStage } from '../config/options.ts'
 
 /** A route that takes part, as `onRoute` saw it: later plugins change the same object. */
 interface Seen {
   route: FastifyRoute
-  stage: Stage
+  stage: IdempotencyStage
   /** The hook that takes the key in a later stage, and how many there were with it. */
   taking: unknown
   count: number
@@ -24,7 +24,7 @@ export class StartupWarnings {
     this.#added = ['@fastify/compress', '@fastify/otel'].filter(name => instance.hasPlugin(name)).length
   }
 
-  add (route: FastifyRoute, stage: Stage, taking: unknown, afterOurs: number): void {
+  add (route: FastifyRoute, stage: IdempotencyStage, taking: unknown, afterOurs: number): void {
     this.#seen.push({ route, stage, taking, count: hooksOf(route, stage).length, afterOurs })
   }
 
@@ -43,7 +43,7 @@ export class StartupWarnings {
   }
 }
 
-function hooksOf (route: FastifyRoute, stage: Stage): unknown[] {
+function hooksOf (route: FastifyRoute, stage: IdempotencyStage): unknown[] {
   return [route[stage] ?? []].flat()
 }
 

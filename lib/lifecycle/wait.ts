@@ -1,5 +1,5 @@
 import { loggable, publish } from '../events.ts'
-import type { Store } from '../stores/contract.ts'
+import type { IdempotencyStore } from '../stores/contract.ts'
 import { hasClosed, type Exchange } from './exchange.ts'
 
 const POLL_MS = 25
@@ -71,7 +71,7 @@ export class Waiter {
   }
 
   /** What stops the watching; `undefined` where the store cannot tell. */
-  #watch (store: Store): (() => void) | undefined {
+  #watch (store: IdempotencyStore): (() => void) | undefined {
     const { request, storeKey, id } = this.#exchange
     try {
       const unwatch: unknown = store.watch?.(storeKey, this.wake)

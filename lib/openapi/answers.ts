@@ -1,4 +1,4 @@
-import { IdempotencyError, type ErrorForm, type IdempotencyErrorCode } from '../protocol/errors.ts'
+import { IdempotencyError, type IdempotencyErrorForm, type IdempotencyErrorCode } from '../protocol/errors.ts'
 import type { Config, RouteConfig } from '../config/options.ts'
 
 export type Json = Record<string, unknown>
@@ -49,7 +49,7 @@ function fieldsOf (names: string[]): Json {
   return Object.fromEntries(names.map(name => [name.replace(/\b[a-z]/g, letter => letter.toUpperCase()), { type: 'string' }]))
 }
 
-function bodyOf (form: ErrorForm, status: number, codes: string[]): Pick<Answer, 'body'> {
+function bodyOf (form: IdempotencyErrorForm, status: number, codes: string[]): Pick<Answer, 'body'> {
   const text = { type: 'string' }
   const uri = { type: 'string', format: 'uri' }
   const code = { type: 'string', enum: codes }

@@ -32,12 +32,12 @@ export class IdempotencyError extends Error {
 }
 
 /** The form of the plugin's own answers; see the option `errors`. */
-export type ErrorForm = 'envelope' | 'problem' | 'throw' | ((error: IdempotencyError, request: FastifyRequest) => unknown)
+export type IdempotencyErrorForm = 'envelope' | 'problem' | 'throw' | ((error: IdempotencyError, request: FastifyRequest) => unknown)
 
 const JSON_TYPE = 'application/json; charset=utf-8'
 
 /** The content type and the payload of an answer in the form asked for; a custom form's string is sent as it is. */
-export function renderError (error: IdempotencyError, request: FastifyRequest, form: Exclude<ErrorForm, 'throw'>, docsUrl: string | undefined): { contentType: string, payload: string } {
+export function renderError (error: IdempotencyError, request: FastifyRequest, form: Exclude<IdempotencyErrorForm, 'throw'>, docsUrl: string | undefined): { contentType: string, payload: string } {
   if (typeof form === 'function') {
     const payload = form(error, request)
     return typeof payload === 'string'

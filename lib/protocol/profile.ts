@@ -1,5 +1,5 @@
 import { parseItem } from 'structured-headers'
-import { IdempotencyError, type ErrorForm, type IdempotencyErrorCode } from './errors.ts'
+import { IdempotencyError, type IdempotencyErrorForm, type IdempotencyErrorCode } from './errors.ts'
 
 /** What the profiles of the protocol differ in. */
 export interface Profile {
@@ -8,7 +8,7 @@ export interface Profile {
   /** What JSON Schema can say of the header's value. */
   schemaOf (maxKeyLength: number): Record<string, unknown>
   /** The form of the plugin's own answers where `errors` is not set. */
-  form: ErrorForm
+  form: IdempotencyErrorForm
   /** What these answers are called instead, and their status. */
   answers: Partial<Record<IdempotencyErrorCode, { statusCode?: number, title: string }>>
   /** Header fields of such an answer in the form `problem`; `type` is its URL, where there is documentation. */

@@ -1,4 +1,4 @@
-import type { Outcome } from '../stores/contract.ts'
+import type { StoreOutcome } from '../stores/contract.ts'
 
 /**
  * What becomes of a key, as two decisions over plain facts: when a reply is on its way, and when a response is over.
@@ -104,6 +104,6 @@ export function whenOver (facts: OverFacts): OverDecision {
 }
 
 /** The fact alone that the request was answered, where the response cannot be kept. */
-export function unreplayable (status: number, fingerprint: string): Outcome {
+export function unreplayable (status: number, fingerprint: string): StoreOutcome {
   return { fingerprint, status: Math.trunc(status), replayable: false, headers: [], body: '', text: false }
 }

@@ -1,10 +1,10 @@
-import type { Claim, Outcome } from '../stores/contract.ts'
+import type { StoreClaim, StoreOutcome } from '../stores/contract.ts'
 import { IdempotencyError } from './errors.ts'
 import { difference, matches } from './fingerprint.ts'
 
 /** What a request gets whose key somebody else has: the kept response, or a refusal. */
-export type Verdict = { replay: Outcome } | { refuse: IdempotencyError }
-export type Taken = Exclude<Claim, { outcome: 'acquired' }>
+export type Verdict = { replay: StoreOutcome } | { refuse: IdempotencyError }
+export type Taken = Exclude<StoreClaim, { outcome: 'acquired' }>
 
 /** `fingerprint` is this request's own; '' where it could not be compared. `retryAfter`: seconds. */
 export function evaluateClaim (claim: Taken, fingerprint: string, retryAfter: number): Verdict {

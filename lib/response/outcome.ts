@@ -1,6 +1,6 @@
 import { validateHeaderValue } from 'node:http'
 import type { FastifyReply } from 'fastify'
-import type { Outcome } from '../stores/contract.ts'
+import type { StoreOutcome } from '../stores/contract.ts'
 
 /**
  * Never kept: fields of the connection (RFC 9110, section 7.6.1), and those that are
@@ -16,8 +16,8 @@ export const WITHOUT_CONTENT: ReadonlySet<number> = new Set([204, 205, 304])
  * @throws {TypeError} when a header has a value that HTTP/1.1 cannot send, as Node.js does; over HTTP/2, Node.js
  * leaves such a header out.
  */
-export function capture (reply: FastifyReply, given: Record<string, unknown>, fingerprint: string, replayHeaders: (name: string) => boolean): Outcome {
-  const headers: Outcome['headers'] = []
+export function capture (reply: FastifyReply, given: Record<string, unknown>, fingerprint: string, replayHeaders: (name: string) => boolean): StoreOutcome {
+  const headers: StoreOutcome['headers'] = []
   for (const name in given) {
     const value = given[name]
     if (value === undefined || NEVER_KEPT.has(name) || name.startsWith('proxy-') || !replayHeaders(name)) continue
@@ -42,7 +42,7 @@ function isSent (reply: FastifyReply, name: string, value: string | string[]): b
  * Puts a kept outcome on the reply: its headers win over what hooks have set, and a body
  * without a type gets none.
  */
-export function restore (reply: FastifyReply, outcome: Outcome, replayedHeaderName: string): void {
+export function restore (reply: FastifyReply, outcome: StoreOutcome, replayedHeaderName: string): void {
   reply.code(outcome.status)
   let typed = false
   for (const [name, value] of outcome.headers) {
@@ -58,13 +58,13 @@ export function restore (reply: FastifyReply, outcome: Outcome, replayedHeaderNa
 }
 
 /** Takes a replay off a reply again: Fastify answers with an error, whose status it chooses where it finds 200. */
-export function withdraw (reply: FastifyReply, { headers }: Outcome, replayedHeaderName: string): void {
+export function withdraw (reply: FastifyReply, { headers }: StoreOutcome, replayedHeaderName: string): void {
   for (const [name] of headers) reply.removeHeader(name)
   reply.removeHeader(replayedHeaderName).code(200)
 }
 
 /** The payload as the handler's hooks saw it, `null` for none. */
-export function payloadOf ({ body, text }: Outcome): string | Buffer | null {
+export function payloadOf ({ body, text }: StoreOutcome): string | Buffer | null {
   if (text) return String(body)
   return body.length === 0 ? null : body
 }

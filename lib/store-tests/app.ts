@@ -3,7 +3,7 @@ import type { AddressInfo } from 'node:net'
 import { setTimeout as sleep } from 'node:timers/promises'
 import Fastify, { type FastifyInstance, type FastifyReply, type FastifyRequest } from 'fastify'
 import idempotency, { type IdempotencyRouteOptions, type RequestIdempotency } from '../index.ts'
-import type { Store } from '../stores/contract.ts'
+import type { IdempotencyStore } from '../stores/contract.ts'
 import type { StoreTestOptions } from './kit.ts'
 
 interface App {
@@ -16,14 +16,14 @@ interface App {
   go: () => void
 }
 interface Answer { status: number, replayed: boolean, body: Buffer, several: string | null, code: string | undefined }
-interface Setup { store: Store, storeTimeout?: number, pause?: boolean, route?: IdempotencyRouteOptions, handler?: (request: FastifyRequest, reply: FastifyReply) => unknown }
+interface Setup { store: IdempotencyStore, storeTimeout?: number, pause?: boolean, route?: IdempotencyRouteOptions, handler?: (request: FastifyRequest, reply: FastifyReply) => unknown }
 
 const BYTES = Buffer.from(Array.from({ length: 100_000 }, (_, i) => i % 256))
 const succeed: NonNullable<Setup['handler']> = (_request, reply) => reply.code(201).header('x-several', ['a', 'b']).send(BYTES)
 
 /** Runs the plugin on a store behind a real app: what clients see, also where the store fails. */
 export function storeAppTests ({ createStore, test, outage, storeTimeout = 1_000 }: StoreTestOptions): void {
-  const check = (name: string, run: (store: Store) => Promise<void>): void => {
+  const check = (name: string, run: (store: IdempotencyStore) => Promise<void>): void => {
     test(`with the plugin: ${name}`, async () => await run(await createStore()))
   }
 
@@ -174,7 +174,7 @@ async function replayOf (post: App['post']): Promise<Answer> {
 }
 
 /** The store, whose `method` fails the first time, before it was done or after. */
-function failingOnce (store: Store, method: 'claim' | 'complete', when: 'before' | 'after'): Store {
+function failingOnce (store: IdempotencyStore, method: 'claim' | 'complete', when: 'before' | 'after'): IdempotencyStore {
   let failed = false
   return new Proxy(store, {
     get (target, name) {

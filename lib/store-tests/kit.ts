@@ -1,9 +1,9 @@
 import { setTimeout as sleep } from 'node:timers/promises'
-import type { Awaitable, Claim, ClaimRequest, Outcome, Store } from '../stores/contract.ts'
+import type { StoreAnswer, StoreClaim, StoreClaimRequest, StoreOutcome, IdempotencyStore } from '../stores/contract.ts'
 
 export interface StoreTestOptions {
   /** A store with nothing in it; called once for each test. */
-  createStore: () => Awaitable<Store>
+  createStore: () => StoreAnswer<IdempotencyStore>
   /** Registers one test: `test` of node:test, tap's `t.test`, vitest's `test`, … Tests must run one after the other. */
   test: (name: string, run: () => Promise<void>) => unknown
   /** Lets `ms` pass for the store. Default: waits for real. */
@@ -16,14 +16,14 @@ export interface StoreTestOptions {
 
 export interface Outage {
   /** From now on nothing reaches the last created store's server, or nothing comes back. */
-  begin: () => Awaitable<void>
+  begin: () => StoreAnswer<void>
   /** Settles when the store can be reached again. Called once for each `begin`, also where a test fails. */
-  end: () => Awaitable<void>
+  end: () => StoreAnswer<void>
 }
 
 export interface Suite {
   /** One test, with a store of its own, which is closed behind it. */
-  check: (name: string, run: (store: Store) => Promise<void>) => void
+  check: (name: string, run: (store: IdempotencyStore) => Promise<void>) => void
   advance: (ms: number) => Promise<void>
   outage: Outage | undefined
   storeTimeout: number
@@ -48,12 +48,12 @@ export const TTL = 60_000
 export const LEASE = 10_000
 
 export const token = (name: string): string => name.padEnd(36, '.')
-export const claimOf = (name: string, more: Partial<ClaimRequest> = {}): ClaimRequest => ({ token: token(name), lease: LEASE, ttl: TTL, takeover: true, ...more })
+export const claimOf = (name: string, more: Partial<StoreClaimRequest> = {}): StoreClaimRequest => ({ token: token(name), lease: LEASE, ttl: TTL, takeover: true, ...more })
 
-export const acquired = (attempt: number, takeover = false): Claim => ({ outcome: 'acquired', attempt, takeover })
-export const held = (attempt: number, fingerprint = ''): Claim => ({ outcome: 'held', attempt, fingerprint })
+export const acquired = (attempt: number, takeover = false): StoreClaim => ({ outcome: 'acquired', attempt, takeover })
+export const held = (attempt: number, fingerprint = ''): StoreClaim => ({ outcome: 'held', attempt, fingerprint })
 
-export const result: Outcome = {
+export const result: StoreOutcome = {
   fingerprint: 'digest.POST.hint',
   status: 201,
   replayable: true,
@@ -63,8 +63,8 @@ export const result: Outcome = {
 }
 
 /** Fifty claims of one key that are under way together. */
-export async function stampede (store: Store, key: string, more: Partial<ClaimRequest> = {}): Promise<Claim[]> {
+export async function stampede (store: IdempotencyStore, key: string, more: Partial<StoreClaimRequest> = {}): Promise<StoreClaim[]> {
   return await Promise.all(Array.from({ length: 50 }, async (_, i) => await store.claim(key, claimOf(`stampede ${i}`, more))))
 }
 
-export const count = (claims: Claim[], outcome: Claim['outcome']): number => claims.filter(claim => claim.outcome === outcome).length
+export const count = (claims: StoreClaim[], outcome: StoreClaim['outcome']): number => claims.filter(claim => claim.outcome === outcome).length

@@ -1,17 +1,17 @@
 import assert from 'node:assert/strict'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { inspect } from 'node:util'
-import type { Awaitable, Store } from '../stores/contract.ts'
+import type { StoreAnswer, IdempotencyStore } from '../stores/contract.ts'
 import { acquired, claimOf, held, LEASE, result, token, TTL, type Suite } from './kit.ts'
 
-type Operation = (store: Store) => Awaitable<unknown>
+type Operation = (store: IdempotencyStore) => StoreAnswer<unknown>
 
 /** A store that is cut off does not answer; what it knew it still knows when it is back. */
 export function outageTests ({ check, advance, outage, storeTimeout }: Suite): void {
   if (outage === undefined) return
 
   /** Asks `operations` while the store is cut off: none may answer, and all must have ended soon after it is back. */
-  async function cutOff (store: Store, operations: Operation[], meanwhile = async () => {}): Promise<void> {
+  async function cutOff (store: IdempotencyStore, operations: Operation[], meanwhile = async () => {}): Promise<void> {
     const { begin, end } = outage as NonNullable<typeof outage>
     const asked: Array<Promise<unknown>> = []
     await begin()

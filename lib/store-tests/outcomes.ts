@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict'
-import type { Entry, Outcome, Store } from '../stores/contract.ts'
+import type { StoreEntry, StoreOutcome, IdempotencyStore } from '../stores/contract.ts'
 import { claimOf, result, token, TTL, type Suite } from './kit.ts'
 
 /** What is kept comes back as it was given. */
@@ -33,7 +33,7 @@ export function outcomeTests ({ check }: Suite): void {
   })
 
   check('headers of every shape come back, in their order', async store => {
-    const headers: Outcome['headers'] = [
+    const headers: StoreOutcome['headers'] = [
       ['x-empty', ''], ['x-colon', 'a: b; c="d, e"'], ['x-tab', 'a\tb'], ['x-latin1', '\xa0\xe9\xff'],
       ['x-field', 'x-other: b'], ['x-colons', ['a: b', ': ', ':', 'a:b']], ['x-blanks', '  a b\t '], ['x-blank', ' '], ['x-length', '5:hello'], ['x-end-latin1', 'caf\xe9 '],
       ['x-quotes', '"a\\"b", \'c\''], ['x-number', ['0', '1']], ['x-long', 'v'.repeat(8_192)],
@@ -48,9 +48,9 @@ export function outcomeTests ({ check }: Suite): void {
   })
 
   check('an outcome that cannot be replayed, and an empty one, are kept as such', async store => {
-    const empty: Outcome = { fingerprint: 'f', status: 204, replayable: false, headers: [], body: '', text: true }
+    const empty: StoreOutcome = { fingerprint: 'f', status: 204, replayable: false, headers: [], body: '', text: true }
     assert.deepEqual(await kept(store, empty), empty)
-    const replayable: Outcome = { ...empty, replayable: true }
+    const replayable: StoreOutcome = { ...empty, replayable: true }
     assert.deepEqual(await kept(store, replayable), replayable)
   })
 
@@ -58,37 +58,37 @@ export function outcomeTests ({ check }: Suite): void {
     const request = claimOf('a')
     await store.claim('k', request)
     Object.assign(request, { token: token('b'), lease: 0, ttl: 0 })
-    const given = (): Outcome => ({ ...result, headers: [['x-one', 'a'], ['x-several', ['a', 'b']]], body: Buffer.from('before') })
+    const given = (): StoreOutcome => ({ ...result, headers: [['x-one', 'a'], ['x-several', ['a', 'b']]], body: Buffer.from('before') })
     const outcome = given()
     assert.equal(await store.complete('k', token('a'), outcome, TTL), true)
     spoil(outcome)
-    const claim = await store.claim('k', claimOf('b')) as { result: Outcome }
+    const claim = await store.claim('k', claimOf('b')) as { result: StoreOutcome }
     assert.deepEqual(claim.result, given())
     spoil(claim.result)
     const entry = await store.read('k')
     assert.deepEqual(entry?.result, given())
-    spoil(entry?.result as Outcome)
-    Object.assign(entry as Entry, { state: 'freed', attempt: 7, since: 0, until: 0 })
+    spoil(entry?.result as StoreOutcome)
+    Object.assign(entry as StoreEntry, { state: 'freed', attempt: 7, since: 0, until: 0 })
     assert.deepEqual(await store.claim('k', claimOf('c')), { outcome: 'completed', attempt: 1, result: given() })
   })
 }
 
 /** What another claim gets of an outcome. */
-async function kept (store: Store, outcome: Outcome): Promise<Outcome> {
+async function kept (store: IdempotencyStore, outcome: StoreOutcome): Promise<StoreOutcome> {
   await store.remove('k')
   await store.claim('k', claimOf('a'))
   assert.equal(await store.complete('k', token('a'), outcome, TTL), true)
   const claim = await store.claim('k', claimOf('b'))
   assert.equal(claim.outcome, 'completed')
-  return (claim as { result: Outcome }).result
+  return (claim as { result: StoreOutcome }).result
 }
 
 /** As they are sent: a header that has one value may come back with it alone. */
-function linesOf ({ headers }: Pick<Outcome, 'headers'>): Array<[name: string, value: string]> {
+function linesOf ({ headers }: Pick<StoreOutcome, 'headers'>): Array<[name: string, value: string]> {
   return headers.flatMap(([name, value]) => [value].flat().map((value): [string, string] => [name, value]))
 }
 
-function spoil (outcome: Outcome): void {
+function spoil (outcome: StoreOutcome): void {
   (outcome.body as Buffer).fill('!')
   for (const header of outcome.headers) {
     if (Array.isArray(header[1])) header[1].push('spoilt')

@@ -1,16 +1,16 @@
 import assert from 'node:assert/strict'
-import type { Claim, Store } from '../stores/contract.ts'
+import type { StoreClaim, IdempotencyStore } from '../stores/contract.ts'
 import { acquired, claimOf, held, LEASE, result, token, TTL, type Suite } from './kit.ts'
 
-type Step = (store: Store, key: string) => Promise<unknown>
+type Step = (store: IdempotencyStore, key: string) => Promise<unknown>
 
 const KEYS = Array.from({ length: 20 }, (_, i) => `k${i}`)
-const COMPLETED: Claim = { outcome: 'completed', attempt: 1, result }
+const COMPLETED: StoreClaim = { outcome: 'completed', attempt: 1, result }
 
-const takeOver = async (store: Store, key: string): Promise<Claim> => await store.claim(key, claimOf('b'))
-const complete = async (store: Store, key: string): Promise<boolean> => await store.complete(key, token('a'), result, TTL)
-const release = async (store: Store, key: string): Promise<boolean> => await store.release(key, token('a'), TTL, true)
-const renew = async (store: Store, key: string): Promise<boolean> => await store.renew(key, token('a'), LEASE, TTL, 'fp')
+const takeOver = async (store: IdempotencyStore, key: string): Promise<StoreClaim> => await store.claim(key, claimOf('b'))
+const complete = async (store: IdempotencyStore, key: string): Promise<boolean> => await store.complete(key, token('a'), result, TTL)
+const release = async (store: IdempotencyStore, key: string): Promise<boolean> => await store.release(key, token('a'), TTL, true)
+const renew = async (store: IdempotencyStore, key: string): Promise<boolean> => await store.renew(key, token('a'), LEASE, TTL, 'fp')
 
 /** Two steps of one key that are under way together: each is atomic, so that the one or the other comes first. */
 export function raceTests ({ check, advance }: Suite): void {
@@ -59,21 +59,21 @@ export function raceTests ({ check, advance }: Suite): void {
   })
 
   /** Runs `race` on keys whose holder's lease has passed. */
-  async function dead (store: Store, race: (key: string, i: number) => Promise<void>): Promise<void> {
+  async function dead (store: IdempotencyStore, race: (key: string, i: number) => Promise<void>): Promise<void> {
     for (const key of KEYS) await store.claim(key, claimOf('a', { lease: 60 }))
     await advance(90)
     await Promise.all(KEYS.map(race))
   }
 
   /** Runs `race` on keys that are held. */
-  async function alive (store: Store, race: (key: string, i: number) => Promise<void>): Promise<void> {
+  async function alive (store: IdempotencyStore, race: (key: string, i: number) => Promise<void>): Promise<void> {
     for (const key of KEYS) await store.claim(key, claimOf('a'))
     await Promise.all(KEYS.map(race))
   }
 }
 
 /** Starts both steps, for every other key in the other order. */
-async function atOnce <One extends Step, Other extends Step> (i: number, store: Store, key: string, one: One, other: Other): Promise<[Awaited<ReturnType<One>>, Awaited<ReturnType<Other>>]> {
+async function atOnce <One extends Step, Other extends Step> (i: number, store: IdempotencyStore, key: string, one: One, other: Other): Promise<[Awaited<ReturnType<One>>, Awaited<ReturnType<Other>>]> {
   const both = i % 2 === 0
     ? await Promise.all([one(store, key), other(store, key)])
     : (await Promise.all([other(store, key), one(store, key)])).reverse()

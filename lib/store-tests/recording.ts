@@ -1,16 +1,16 @@
 import assert from 'node:assert/strict'
-import type { Binding, Claim, Recording, StepRecord, Store } from '../stores/contract.ts'
+import type { StoreBinding, StoreClaim, StoreRecording, StoreStep, IdempotencyStore } from '../stores/contract.ts'
 import { acquired, claimOf, held, LEASE, result, token, TTL, type Suite } from './kit.ts'
 
 /** A store that records steps. */
-type Recorder = Store & Required<Pick<Store, 'record' | 'recorded'>>
+type Recorder = IdempotencyStore & Required<Pick<IdempotencyStore, 'record' | 'recorded'>>
 
-const RECORDED: Recording = { outcome: 'recorded' }
-const LOST: Recording = { outcome: 'lost' }
-const known = (result: string | undefined): Recording => ({ outcome: 'known', result })
-const bound = (attempt: number, takeover = false): Claim => ({ outcome: 'acquired', attempt, takeover, fingerprint: 'fp' })
-const step = (name: string, result?: string): StepRecord => ({ name, result })
-const BINDING: Binding = { fingerprint: 'fp', steps: [step('one', '"given"'), step('two')] }
+const RECORDED: StoreRecording = { outcome: 'recorded' }
+const LOST: StoreRecording = { outcome: 'lost' }
+const known = (result: string | undefined): StoreRecording => ({ outcome: 'known', result })
+const bound = (attempt: number, takeover = false): StoreClaim => ({ outcome: 'acquired', attempt, takeover, fingerprint: 'fp' })
+const step = (name: string, result?: string): StoreStep => ({ name, result })
+const BINDING: StoreBinding = { fingerprint: 'fp', steps: [step('one', '"given"'), step('two')] }
 
 /** Steps: what is recorded under a key, for how long, and by whom. A store without them passes. */
 export function recordingTests ({ check, advance }: Suite): void {
@@ -217,27 +217,27 @@ export function recordingTests ({ check, advance }: Suite): void {
   })
 
   /** Leaves a key with a holder `a` whose lease has passed. */
-  async function dead (store: Store, key: string): Promise<void> {
+  async function dead (store: IdempotencyStore, key: string): Promise<void> {
     await store.claim(key, claimOf('a', { lease: 60 }))
     await advance(90)
   }
 
-  async function alive (store: Store, race: (key: string, i: number) => Promise<void>): Promise<void> {
+  async function alive (store: IdempotencyStore, race: (key: string, i: number) => Promise<void>): Promise<void> {
     const keys = Array.from({ length: 20 }, (_, i) => `k${i}`)
     for (const key of keys) await store.claim(key, claimOf('a'))
     await Promise.all(keys.map(race))
   }
 }
 
-async function record (store: Recorder, who: string, name: string, result?: string, fingerprint = 'fp'): Promise<Recording> {
+async function record (store: Recorder, who: string, name: string, result?: string, fingerprint = 'fp'): Promise<StoreRecording> {
   return await store.record('k', token(who), fingerprint, name, result)
 }
 
-async function all (store: Recorder): Promise<StepRecord[]> {
+async function all (store: Recorder): Promise<StoreStep[]> {
   return sorted(await store.recorded('k'))
 }
 
-function sorted (steps: StepRecord[]): StepRecord[] {
+function sorted (steps: StoreStep[]): StoreStep[] {
   return steps.map(({ name, result }) => ({ name, result })).sort((a, b) => a.name < b.name ? -1 : 1)
 }
 

@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict'
 import { setTimeout as sleep } from 'node:timers/promises'
-import type { Store } from '../stores/contract.ts'
+import type { IdempotencyStore } from '../stores/contract.ts'
 import { acquired, claimOf, LEASE, result, token, TTL, type Suite } from './kit.ts'
 
 /** For a call that must not come: long enough for one that comes at once. */
@@ -8,7 +8,7 @@ const QUIET_MS = 50
 
 /** Who waits for a key is told once it is no longer held. */
 export function watchTests (suite: Suite): void {
-  const check = (name: string, run: (store: Store, watchers: Watchers) => Promise<void>): void => {
+  const check = (name: string, run: (store: IdempotencyStore, watchers: Watchers) => Promise<void>): void => {
     suite.check(name, async store => { if (store.watch !== undefined) await run(store, new Watchers(store, suite.storeTimeout)) })
   }
 
@@ -96,10 +96,10 @@ export function watchTests (suite: Suite): void {
 /** Watches keys of one store, and notes the calls. */
 class Watchers {
   readonly calls: string[] = []
-  readonly #store: Store
+  readonly #store: IdempotencyStore
   readonly #storeTimeout: number
 
-  constructor (store: Store, storeTimeout: number) {
+  constructor (store: IdempotencyStore, storeTimeout: number) {
     this.#store = store
     this.#storeTimeout = storeTimeout
   }

@@ -1,4 +1,4 @@
-import type { Binding, StepRecord } from './contract.ts'
+import type { StoreBinding, StoreStep } from './contract.ts'
 import { UnreadableRecordError } from './record.ts'
 
 /**
@@ -17,7 +17,7 @@ const BEGUN = 's'
 const RESULT = 'r'
 const BOUND = 'b'
 
-export function encodeBinding ({ fingerprint, steps }: Binding): Buffer {
+export function encodeBinding ({ fingerprint, steps }: StoreBinding): Buffer {
   const length = Buffer.alloc(2)
   length.writeUInt16BE(Buffer.byteLength(fingerprint))
   const sections = steps.flatMap(({ name, result }) => section(result === undefined ? BEGUN : RESULT, name, result ?? ''))
@@ -25,11 +25,11 @@ export function encodeBinding ({ fingerprint, steps }: Binding): Buffer {
 }
 
 /** Decodes what stands from `start` on; `undefined` where the key is not bound. @throws {UnreadableRecordError} when it is damaged. */
-export function decodeBinding (bytes: Buffer, start = 0, end = bytes.length): Binding | undefined {
+export function decodeBinding (bytes: Buffer, start = 0, end = bytes.length): StoreBinding | undefined {
   const at = start + 2
   if (at > end) throw damaged()
   const sectionsAt = at + bytes.readUInt16BE(start)
-  const steps: StepRecord[] = []
+  const steps: StoreStep[] = []
   if (sectionsAt === end) return undefined
   for (let next = sectionsAt; next !== end;) {
     if (next + 9 > end) throw damaged()

@@ -6,28 +6,28 @@
  * claim and is refused (`false`) unless the record still carries that token. Each method
  * may answer at once or with a promise; a failure is a throw or a rejection.
  */
-export interface Store {
+export interface IdempotencyStore {
   /** Takes the key if it is absent, freed, already ours (same token: the lease starts anew), or its lease has passed. */
-  claim (key: string, request: ClaimRequest): Awaitable<Claim>
+  claim (key: string, request: StoreClaimRequest): StoreAnswer<StoreClaim>
   /**
    * Extends the lease to `lease` ms from now; keeps `fingerprint`, unless '', for duplicates to compare with.
    * `bind`: the key is bound to `fingerprint` from now on. A key that is bound already keeps its fingerprint.
    */
-  renew (key: string, token: string, lease: number, ttl: number, fingerprint: string, bind?: boolean): Awaitable<boolean>
+  renew (key: string, token: string, lease: number, ttl: number, fingerprint: string, bind?: boolean): StoreAnswer<boolean>
   /**
    * Keeps the outcome for `ttl` ms from now. Repeating it with the same token replaces the outcome. What the key was
    * bound to, and its recorded steps, are dropped.
    */
-  complete (key: string, token: string, outcome: Outcome, ttl: number): Awaitable<boolean>
+  complete (key: string, token: string, outcome: StoreOutcome, ttl: number): StoreAnswer<boolean>
   /**
    * Frees the key for the next claim. The count of attempts is remembered for `ttl` ms; this one counts if it was
    * `executed`. A key that is bound stays so, with its recorded steps; one that is not is bound by `binding`.
    */
-  release (key: string, token: string, ttl: number, executed: boolean, binding?: Binding): Awaitable<boolean>
+  release (key: string, token: string, ttl: number, executed: boolean, binding?: StoreBinding): StoreAnswer<boolean>
   /** What is known of a key, or `undefined`. */
-  read (key: string): Awaitable<Entry | undefined>
+  read (key: string): StoreAnswer<StoreEntry | undefined>
   /** Forgets a key whatever its state, with its recorded steps; `false` if there was none. */
-  remove (key: string): Awaitable<boolean>
+  remove (key: string): StoreAnswer<boolean>
   /**
    * Records that a step has begun (`result` is undefined), or its result, and binds the key to `fingerprint`. The
    * first result of a name stands, and replaces its beginning; what stands is answered. It never makes a key, never
@@ -39,21 +39,21 @@ export interface Store {
    *
    * For `request.idempotency.step`, which rejects where a store has not both of `record` and `recorded`.
    */
-  record? (key: string, token: string, fingerprint: string, name: string, result: string | undefined): Awaitable<Recording>
+  record? (key: string, token: string, fingerprint: string, name: string, result: string | undefined): StoreAnswer<StoreRecording>
   /** All that is recorded under a key that is held or freed, in any order; else nothing. */
-  recorded? (key: string): Awaitable<StepRecord[]>
+  recorded? (key: string): StoreAnswer<StoreStep[]>
   /**
    * Calls `changed` once, soon, when the key is not held (any more); returns what stops it.
    * For `inFlight: { wait }`; a store without it is polled.
    */
   watch? (key: string, changed: () => void): () => void
   /** Called once when the Fastify instance has closed. */
-  close? (): Awaitable<void>
+  close? (): StoreAnswer<void>
 }
 
-export type Awaitable<T> = T | Promise<T>
+export type StoreAnswer<T> = T | Promise<T>
 
-export interface ClaimRequest {
+export interface StoreClaimRequest {
   /** Unique to this claim: whoever carries it holds the key. */
   token: string
   /** Milliseconds after which a holder that has gone silent may be replaced. */
@@ -64,7 +64,7 @@ export interface ClaimRequest {
   takeover: boolean
 }
 
-export type Claim =
+export type StoreClaim =
   | {
     outcome: 'acquired'
     attempt: number
@@ -75,10 +75,10 @@ export type Claim =
   }
   | { outcome: 'held', attempt: number, fingerprint: string }
   | { outcome: 'abandoned', attempt: number, fingerprint: string }
-  | { outcome: 'completed', attempt: number, result: Outcome }
+  | { outcome: 'completed', attempt: number, result: StoreOutcome }
 
 /** A kept response. Without `replayable`, only the fact that the request was answered with `status`. */
-export interface Outcome {
+export interface StoreOutcome {
   fingerprint: string
   status: number
   replayable: boolean
@@ -94,7 +94,7 @@ export interface Outcome {
  * A step under a key. Names are not empty but for one of the plugin's own; results are text, which means nothing to
  * a store and may be empty. All of a key take 64 KiB at most in one execution, names included.
  */
-export interface StepRecord {
+export interface StoreStep {
   name: string
   /** `undefined`: the step has begun, and nobody knows its end. */
   result: string | undefined
@@ -104,14 +104,14 @@ export interface StepRecord {
  * A key is bound to the request whose steps it has, or whose derived keys are in use: it is another request's only
  * once it was completed, removed, or has expired.
  */
-export interface Binding {
+export interface StoreBinding {
   fingerprint: string
   /** What is recorded; none where only derived keys are in use. */
-  steps: readonly StepRecord[]
+  steps: readonly StoreStep[]
 }
 
 /** What came of recording a step. */
-export type Recording =
+export type StoreRecording =
   /** This is what stands now. */
   | { outcome: 'recorded' }
   /** This stood before, and stands: a result, or a beginning (`undefined`). */
@@ -119,7 +119,7 @@ export type Recording =
   /** The key is not this execution's any more, and nothing was recorded. */
   | { outcome: 'lost' }
 
-export interface Entry {
+export interface StoreEntry {
   state: 'held' | 'freed' | 'completed'
   /** Executions of this key so far, takeovers and freed failures included. */
   attempt: number
@@ -128,13 +128,13 @@ export interface Entry {
   /** When the lease (held) or the record ends, ms since the epoch by the store's clock. */
   until: number
   /** The kept outcome; `undefined` unless completed. */
-  result: Outcome | undefined
+  result: StoreOutcome | undefined
 }
 
 const METHODS = ['claim', 'renew', 'complete', 'release', 'read', 'remove'] as const
 
 /** @throws {TypeError} naming the first method that `store` lacks. */
-export function assertStore (store: unknown): asserts store is Store {
+export function assertStore (store: unknown): asserts store is IdempotencyStore {
   for (const method of METHODS) {
     if (typeof (store as Record<string, unknown> | null)?.[method] !== 'function') {
       throw new TypeError(`fastify-idempotency: option "store" must be an object of the store contract; it has no method "${method}"`)
@@ -149,13 +149,13 @@ const OUTCOMES: ReadonlySet<unknown> = new Set(['acquired', 'held', 'abandoned',
  * transaction answers `QUEUED`, and a store of one's own may answer anything.
  * @throws {StoreAnswerError} when it is none.
  */
-export function claimIn (answer: unknown): Claim {
+export function claimIn (answer: unknown): StoreClaim {
   const { outcome, attempt, fingerprint, result } = (answer ?? {}) as Record<string, unknown>
   const valid = OUTCOMES.has(outcome) && Number.isSafeInteger(attempt) && (outcome === 'acquired'
     ? isText(fingerprint)
     : outcome === 'completed' ? isOutcome(result) : typeof fingerprint === 'string')
   if (!valid) throw new StoreAnswerError('a claim')
-  return answer as Claim
+  return answer as StoreClaim
 }
 
 /** A store's answer to a step after the claim. @throws {StoreAnswerError} unless it is true or false. */
@@ -167,17 +167,17 @@ export function acceptedIn (answer: unknown): boolean {
 const RECORDINGS: ReadonlySet<unknown> = new Set(['recorded', 'known', 'lost'])
 
 /** A store's answer to `record`. @throws {StoreAnswerError} when it is none. */
-export function recordingIn (answer: unknown): Recording {
+export function recordingIn (answer: unknown): StoreRecording {
   const { outcome, result } = (answer ?? {}) as Record<string, unknown>
   if (!RECORDINGS.has(outcome) || !isText(result)) throw new StoreAnswerError('a step to be recorded')
-  return answer as Recording
+  return answer as StoreRecording
 }
 
 /** A store's answer to `recorded`. @throws {StoreAnswerError} when it is none. */
-export function stepsIn (answer: unknown): StepRecord[] {
-  const isStep = (step: Partial<StepRecord> | null): boolean => typeof step?.name === 'string' && isText(step.result)
+export function stepsIn (answer: unknown): StoreStep[] {
+  const isStep = (step: Partial<StoreStep> | null): boolean => typeof step?.name === 'string' && isText(step.result)
   if (!Array.isArray(answer) || !answer.every(isStep)) throw new StoreAnswerError('the question for recorded steps')
-  return answer as StepRecord[]
+  return answer as StoreStep[]
 }
 
 function isText (value: unknown): boolean {

@@ -1,4 +1,4 @@
-import type { Outcome } from './contract.ts'
+import type { StoreOutcome } from './contract.ts'
 
 /**
  * The form of an `Outcome` for stores that keep bytes. It is one text, in UTF-8, but for a body of bytes:
@@ -30,7 +30,7 @@ export class UnreadableRecordError extends Error {
 }
 
 /** Encodes a kept outcome; `decodeOutcome` is its inverse. @throws {RangeError} when its headers take 16 MiB or more. */
-export function encodeOutcome (outcome: Outcome): Buffer {
+export function encodeOutcome (outcome: StoreOutcome): Buffer {
   const record = recordOf(outcome)
   return typeof record === 'string' ? Buffer.from(record) : record
 }
@@ -39,13 +39,13 @@ export function encodeOutcome (outcome: Outcome): Buffer {
  * A kept outcome's record; where it can be, as a string that stands for its UTF-8 bytes: a client sends it at half
  * their price.
  */
-export function recordOf (outcome: Outcome): string | Buffer {
+export function recordOf (outcome: StoreOutcome): string | Buffer {
   const { body } = outcome
   return typeof body === 'string' ? headOf(outcome) + body : Buffer.concat([Buffer.from(headOf(outcome)), body])
 }
 
 /** All of a record that stands before the body. */
-export function headOf ({ fingerprint, status, replayable, headers, text }: Outcome): string {
+export function headOf ({ fingerprint, status, replayable, headers, text }: StoreOutcome): string {
   let fields = `${fingerprint.length}:${fingerprint}`
   for (const [name, value] of headers) {
     // A header with several values has several lines.
@@ -61,7 +61,7 @@ export function headOf ({ fingerprint, status, replayable, headers, text }: Outc
  * Decodes what stands from `start` to `end`. A body of bytes is a part of `bytes`, not a copy.
  * @throws {UnreadableRecordError} when the record was written by an unknown version, or is not one at all.
  */
-export function decodeOutcome (bytes: Buffer, start = 0, end = bytes.length): Outcome {
+export function decodeOutcome (bytes: Buffer, start = 0, end = bytes.length): StoreOutcome {
   const version = end > start ? JSON.stringify(String.fromCharCode(bytes[start] as number)) : 'none'
   if (version !== `"${VERSION}"`) {
     throw new UnreadableRecordError(`The kept response has the unknown record version ${version}; this release ` +
@@ -115,8 +115,8 @@ function fieldsOf (text: string, end: number): string[] {
   return fields
 }
 
-function headersOf (lines: string[]): Outcome['headers'] {
-  const headers: Outcome['headers'] = []
+function headersOf (lines: string[]): StoreOutcome['headers'] {
+  const headers: StoreOutcome['headers'] = []
   for (let i = 0; i < lines.length; i += 2) {
     const name = lines[i] as string
     const value = lines[i + 1] as string

@@ -1,6 +1,6 @@
 import { hashOf } from '../../util/hash.ts'
 import { decodeBinding, encodeBinding } from '../binding.ts'
-import type { Binding, Outcome } from '../contract.ts'
+import type { StoreBinding, StoreOutcome } from '../contract.ts'
 import { KeyIndex, SLOT_BYTES } from './key-index.ts'
 import { decodeOutcome, headOf } from '../record.ts'
 
@@ -60,13 +60,13 @@ export class Ended {
   }
 
   /** What a freed key is bound to. */
-  get binding (): Binding | undefined {
+  get binding (): StoreBinding | undefined {
     if (this.completed || this.#outcomeAt === this.#end) return undefined
     return decodeBinding(this.#bytes, this.#outcomeAt + 1, this.#end)
   }
 
   /** The kept outcome. Bytes are a copy, which hooks may write into; those of a text, which hooks see as a string, are not. */
-  get result (): Outcome | undefined {
+  get result (): StoreOutcome | undefined {
     if (!this.completed) return undefined
     const result = decodeOutcome(this.#bytes, this.#outcomeAt, this.#end)
     if (typeof result.body === 'string') return result
@@ -124,7 +124,7 @@ export class Log {
   }
 
   /** Adds a key that is not there, and ended `since`: completed, or freed, and then maybe bound. */
-  append (key: string, token: string, since: number, attempt: number, outcome: Outcome | undefined, binding?: Binding): void {
+  append (key: string, token: string, since: number, attempt: number, outcome: StoreOutcome | undefined, binding?: StoreBinding): void {
     const keyLength = Buffer.byteLength(key)
     const tokenLength = Buffer.byteLength(token)
     const body = binding === undefined ? outcome?.body : Buffer.concat([Buffer.of(BOUND), encodeBinding(binding)])

@@ -1,4 +1,4 @@
-import type { Binding, Claim, ClaimRequest, Entry, Outcome, Recording, StepRecord, Store } from '../contract.ts'
+import type { StoreBinding, StoreClaim, StoreClaimRequest, StoreEntry, StoreOutcome, StoreRecording, StoreStep, IdempotencyStore } from '../contract.ts'
 import { KeyTable } from '../../util/key-table.ts'
 import { Log, LOG_BYTES, type Ended } from './log.ts'
 
@@ -22,7 +22,7 @@ interface Held {
   until: number
   fingerprint: string
   /** What is recorded; `undefined` where the key is not bound. */
-  steps: StepRecord[] | undefined
+  steps: StoreStep[] | undefined
 }
 
 /** Characters; a log keeps 16 bits for the length in bytes. */
@@ -40,7 +40,7 @@ const DEAD_CHECK_MS = 10_000
  * Held keys are objects. Ended ones are bytes, in one log for each ttl: what was written
  * first ends first.
  */
-export class MemoryStore implements Store {
+export class MemoryStore implements IdempotencyStore {
   readonly #maxBytes: number
   readonly #now: () => number
   readonly #held = new KeyTable<Held>()
@@ -67,12 +67,12 @@ export class MemoryStore implements Store {
     return bytes
   }
 
-  claim (key: string, { token, lease, ttl, takeover }: ClaimRequest): Claim {
+  claim (key: string, { token, lease, ttl, takeover }: StoreClaimRequest): StoreClaim {
     if (key.length + token.length > MAX_KEY_LENGTH) throw new RangeError(`MemoryStore: key and token may have ${MAX_KEY_LENGTH} characters, got ${key.length + token.length}`)
     const now = this.#now()
     let attempt = 1
     let takenOver = false
-    let binding: Binding | undefined
+    let binding: StoreBinding | undefined
     const held = this.#held.get(key)
     if (held !== undefined && held.until > now) {
       if (held.token === token) {
@@ -124,16 +124,16 @@ export class MemoryStore implements Store {
     return true
   }
 
-  complete (key: string, token: string, outcome: Outcome, ttl: number): boolean {
+  complete (key: string, token: string, outcome: StoreOutcome, ttl: number): boolean {
     return this.#end(key, token, ttl, outcome, true)
   }
 
-  release (key: string, token: string, ttl: number, executed: boolean, binding?: Binding): boolean {
+  release (key: string, token: string, ttl: number, executed: boolean, binding?: StoreBinding): boolean {
     return this.#end(key, token, ttl, undefined, executed, binding)
   }
 
   /** @throws {RangeError} when the steps of held keys alone would take more than `maxBytes`. */
-  record (key: string, token: string, fingerprint: string, name: string, result: string | undefined): Recording {
+  record (key: string, token: string, fingerprint: string, name: string, result: string | undefined): StoreRecording {
     const now = this.#now()
     const held = this.#held.get(key)
     if (held === undefined || held.until <= now) return { outcome: 'lost' }
@@ -155,7 +155,7 @@ export class MemoryStore implements Store {
     return { outcome: 'recorded' }
   }
 
-  recorded (key: string): StepRecord[] {
+  recorded (key: string): StoreStep[] {
     const now = this.#now()
     const held = this.#held.get(key)
     if (held !== undefined && held.until > now) return [...held.steps ?? []]
@@ -176,7 +176,7 @@ export class MemoryStore implements Store {
     }
   }
 
-  read (key: string): Entry | undefined {
+  read (key: string): StoreEntry | undefined {
     const now = this.#now()
     const held = this.#held.get(key)
     if (held !== undefined && held.until > now) {
@@ -197,7 +197,7 @@ export class MemoryStore implements Store {
     return known
   }
 
-  #end (key: string, token: string, ttl: number, outcome: Outcome | undefined, executed: boolean, binding?: Binding): boolean {
+  #end (key: string, token: string, ttl: number, outcome: StoreOutcome | undefined, executed: boolean, binding?: StoreBinding): boolean {
     const held = this.#held.get(key)
     const ended = held === undefined ? this.#ended(key) : undefined
     const holder = held ?? ended
@@ -277,11 +277,11 @@ export class MemoryStore implements Store {
   }
 }
 
-function acquired ({ attempt, fingerprint, steps }: Held, takeover: boolean): Claim {
+function acquired ({ attempt, fingerprint, steps }: Held, takeover: boolean): StoreClaim {
   return steps === undefined ? { outcome: 'acquired', attempt, takeover } : { outcome: 'acquired', attempt, takeover, fingerprint }
 }
 
-function bindingOf ({ fingerprint, steps }: Held): Binding | undefined {
+function bindingOf ({ fingerprint, steps }: Held): StoreBinding | undefined {
   return steps === undefined ? undefined : { fingerprint, steps }
 }
 
@@ -291,7 +291,7 @@ function bytesOf ({ steps = [] }: Held): number {
   return bytes
 }
 
-function stepBytes ({ name, result = '' }: StepRecord): number {
+function stepBytes ({ name, result = '' }: StoreStep): number {
   return STEP_BYTES + Buffer.byteLength(name) + Buffer.byteLength(result)
 }
 

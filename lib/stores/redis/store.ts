@@ -1,11 +1,11 @@
 import { encodeBinding, decodeBinding } from '../binding.ts'
-import { StoreAnswerError, type Binding, type Claim, type ClaimRequest, type Entry, type Outcome, type Recording, type StepRecord, type Store } from '../contract.ts'
+import { StoreAnswerError, type StoreBinding, type StoreClaim, type StoreClaimRequest, type StoreEntry, type StoreOutcome, type StoreRecording, type StoreStep, type IdempotencyStore } from '../contract.ts'
 import { decodeOutcome, recordOf, UnreadableRecordError } from '../record.ts'
 import { TurnCork, type Corkable } from './cork.ts'
 import { CLAIM, END, FREED_MS, HEAD, READ, RECORD, RENEW, TOUCH, UNKNOWN_VERSION, VERSION, type Script } from './scripts.ts'
 
 /** The part of a client that is used: ioredis 5 and 6 (`Redis` or `Cluster`) and iovalkey fit. */
-export interface RedisClient {
+export interface RedisStoreClient {
   callBuffer (command: string, ...args: Argument[]): Promise<unknown>
   /** The socket, where the client has just one: the commands of one turn of the event loop are sent in one write. */
   stream?: unknown
@@ -15,7 +15,7 @@ export interface RedisClient {
 }
 
 type Argument = string | number | Buffer
-type Call = RedisClient['callBuffer']
+type Call = RedisStoreClient['callBuffer']
 
 export interface RedisStoreOptions {
   /** Replicas that must have a write before it counts, by Redis' WAIT. Default 0: replication is not waited for. */
@@ -31,16 +31,16 @@ const LETTER = { a: 97, h: 104, t: 116, x: 120 }
  * round trip per step. The client stays the caller's: it is never closed here. Tokens have
  * 36 characters, as UUIDs have.
  */
-export class RedisStore implements Store {
-  readonly #client: RedisClient
+export class RedisStore implements IdempotencyStore {
+  readonly #client: RedisStoreClient
   readonly #call: Call
   readonly #minReplicas: number
   readonly #replicaTimeout: number
   readonly #cork = new TurnCork()
 
   /** @throws {TypeError} when `client` is not an ioredis-compatible client, or an option is not a whole number. */
-  constructor (client: RedisClient, { minReplicas = 0, replicaTimeout = 500 }: RedisStoreOptions = {}) {
-    if (typeof (client as Partial<RedisClient> | null)?.callBuffer !== 'function') throw wrongClient('option "redis"', client)
+  constructor (client: RedisStoreClient, { minReplicas = 0, replicaTimeout = 500 }: RedisStoreOptions = {}) {
+    if (typeof (client as Partial<RedisStoreClient> | null)?.callBuffer !== 'function') throw wrongClient('option "redis"', client)
     if (!Number.isSafeInteger(minReplicas) || minReplicas < 0 || !Number.isSafeInteger(replicaTimeout) || replicaTimeout < 1) {
       throw new TypeError('RedisStore: options "minReplicas" and "replicaTimeout" must be whole numbers, of replicas and of milliseconds')
     }
@@ -53,7 +53,7 @@ export class RedisStore implements Store {
     this.#replicaTimeout = replicaTimeout
   }
 
-  claim (key: string, { token, lease, ttl, takeover }: ClaimRequest): Promise<Claim> {
+  claim (key: string, { token, lease, ttl, takeover }: StoreClaimRequest): Promise<StoreClaim> {
     return this.#run(CLAIM, key, [token, lease, ttl, takeover ? 1 : 0], reply => {
       const found = claimOf(reply)
       return this.#minReplicas === 0 || found.outcome !== 'acquired' ? found : this.#replicated(key, token, 'h').then(() => found)
@@ -64,28 +64,28 @@ export class RedisStore implements Store {
     return this.#run(RENEW, key, [token, lease, ttl, fingerprint, bind ? 1 : 0], reply => this.#accepted(reply, key, token, 'h'))
   }
 
-  complete (key: string, token: string, outcome: Outcome, ttl: number): Promise<boolean> {
+  complete (key: string, token: string, outcome: StoreOutcome, ttl: number): Promise<boolean> {
     return this.#run(END, key, [token, ttl, recordOf(outcome), 1, ''], reply => this.#accepted(reply, key, token, 'c'))
   }
 
-  release (key: string, token: string, ttl: number, executed: boolean, binding?: Binding): Promise<boolean> {
+  release (key: string, token: string, ttl: number, executed: boolean, binding?: StoreBinding): Promise<boolean> {
     const bound = binding === undefined ? '' : encodeBinding(binding)
     return this.#run(END, key, [token, ttl, '', executed ? 1 : 0, bound], reply => accepted(reply))
   }
 
-  record (key: string, token: string, fingerprint: string, name: string, result: string | undefined): Promise<Recording> {
+  record (key: string, token: string, fingerprint: string, name: string, result: string | undefined): Promise<StoreRecording> {
     const args = [token, fingerprint, name, result === undefined ? 's' : 'r', result ?? '']
     if (this.#minReplicas === 0) return this.#run(RECORD, key, args, recordingOf)
     return this.#written(RECORD, key, args).then(recordingOf, error => { throw explain(error) })
   }
 
-  async recorded (key: string): Promise<StepRecord[]> {
+  async recorded (key: string): Promise<StoreStep[]> {
     const found = await this.#run(READ, key, [], reply => reply as [Buffer] | null)
     if (found === null || found[0].toString('latin1', 1, 2) === 'c') return []
     return [...decodeBinding(found[0], HEAD)?.steps ?? []]
   }
 
-  async read (key: string): Promise<Entry | undefined> {
+  async read (key: string): Promise<StoreEntry | undefined> {
     const found = await this.#run(READ, key, [], reply => reply as [Buffer, Buffer, Buffer] | null)
     if (found === null) return undefined
     const [record, time, left] = found
@@ -133,7 +133,7 @@ export class RedisStore implements Store {
 
   /** What a script that writes has answered, once `minReplicas` have it. */
   async #written ({ source }: Script, key: string, args: Argument[]): Promise<unknown> {
-    const { pipeline } = this.#client as Required<RedisClient>
+    const { pipeline } = this.#client as Required<RedisStoreClient>
     const results = await pipeline.call(this.#client, [
       ['callBuffer', 'EVAL', source, 1, key, ...args],
       ['callBuffer', 'WAIT', this.#minReplicas, this.#replicaTimeout]
@@ -155,7 +155,7 @@ export function wrongClient (what: string, client: unknown): TypeError {
     (isNodeRedis ? '. It looks like a client of node-redis (the package "redis"): give an object whose "callBuffer" calls its "sendCommand", as the README shows under "Stores"' : ''))
 }
 
-function claimOf (reply: unknown): Claim {
+function claimOf (reply: unknown): StoreClaim {
   if (!Buffer.isBuffer(reply) || reply.length < 5) throw new StoreAnswerError('a claim')
   if (reply[0] === VERSION) return { outcome: 'completed', attempt: reply.readUInt32BE(2), result: decodeOutcome(reply, HEAD) }
   const attempt = reply.readUInt32BE(1)
@@ -169,11 +169,11 @@ function claimOf (reply: unknown): Claim {
   }
 }
 
-function acquired (attempt: number, takeover: boolean, fingerprint: string): Claim {
+function acquired (attempt: number, takeover: boolean, fingerprint: string): StoreClaim {
   return fingerprint === '' ? { outcome: 'acquired', attempt, takeover } : { outcome: 'acquired', attempt, takeover, fingerprint }
 }
 
-function recordingOf (reply: unknown): Recording {
+function recordingOf (reply: unknown): StoreRecording {
   if (!Buffer.isBuffer(reply)) throw new StoreAnswerError('a step to be recorded')
   switch (reply.toString('latin1', 0, 1)) {
     case 'w': return { outcome: 'recorded' }
@@ -194,7 +194,7 @@ function accepted (reply: unknown): boolean {
 }
 
 /** ioredis loses the name of such a command where it makes pipelines by itself; in a pipeline of ours it does not. */
-function callOf (client: RedisClient): Call {
+function callOf (client: RedisStoreClient): Call {
   const { options, pipeline } = client
   if (options?.enableAutoPipelining !== true || pipeline === undefined) return (...command) => client.callBuffer(...command)
   return async (...command) => {
@@ -205,7 +205,7 @@ function callOf (client: RedisClient): Call {
 }
 
 /** A Cluster has no socket of its own: each command goes its client's usual way. */
-function streamOf ({ stream }: RedisClient): Corkable | undefined {
+function streamOf ({ stream }: RedisStoreClient): Corkable | undefined {
   return typeof (stream as Partial<Corkable> | null | undefined)?.cork === 'function' ? stream as Corkable : undefined
 }
 
