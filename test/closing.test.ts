@@ -4,7 +4,7 @@ import type { AddressInfo, Socket } from 'node:net'
 import { Readable } from 'node:stream'
 import Fastify, { type FastifyInstance, type FastifyReply, type FastifyRequest, type FastifyServerOptions } from 'fastify'
 import t, { type Test } from 'tap'
-import idempotency, { MemoryStore, type Claim, type FastifyIdempotencyOptions, type Store } from '../lib/index.ts'
+import idempotency, { MemoryStore, type StoreClaim, type FastifyIdempotencyOptions, type IdempotencyStore } from '../lib/index.ts'
 import { idOf } from '../lib/protocol/fingerprint.ts'
 import { gate, MODES, send, stopRedis, storeOptions, until, type Gate, type Mode } from './fixtures/app.ts'
 import { cutting, head } from './fixtures/cut.ts'
@@ -180,13 +180,13 @@ class HeldBack extends MemoryStore {
     return this.#polled ? this.claims > 2 : this.watches > 0
   }
 
-  override claim (...args: Parameters<MemoryStore['claim']>): Claim {
+  override claim (...args: Parameters<MemoryStore['claim']>): StoreClaim {
     this.claims++
     const answer = super.claim(...args)
     const { hold } = this
     if (hold === undefined) return answer
     this.unanswered++
-    return hold.promise.then(() => answer) as unknown as Claim
+    return hold.promise.then(() => answer) as unknown as StoreClaim
   }
 
   override watch (...args: Parameters<MemoryStore['watch']>): () => void {
@@ -236,7 +236,7 @@ t.test('G10, G14: app.close() waits for outcomes and claims that the store has n
     const { lines, fastify } = logged()
     const inner = faulty(faults)
     let closes = 0
-    const store: Store = { ...inner, close: () => { closes++ } }
+    const store: IdempotencyStore = { ...inner, close: () => { closes++ } }
     const app = Fastify(fastify)
     await app.register(idempotency, { store, closeTimeout: back ? LONG : SHORT })
     app.post('/', async () => 'ok')

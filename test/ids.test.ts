@@ -1,7 +1,7 @@
 /** From a log line to the state of the key, without anybody's credentials. */
 import Fastify from 'fastify'
 import t, { type Test } from 'tap'
-import idempotency, { EVENT_NAMES, MemoryStore, type FastifyIdempotencyOptions } from '../lib/index.ts'
+import idempotency, { IDEMPOTENCY_EVENTS, MemoryStore, type FastifyIdempotencyOptions } from '../lib/index.ts'
 import { gate, start, stopRedis, STORES, until, type Mode } from './fixtures/app.ts'
 import { fails, faulty, listen, type Faults } from './fixtures/faulty.ts'
 
@@ -61,7 +61,7 @@ t.test('an id tells scope and key apart, and says nothing of them', async t => {
 })
 
 t.test('every event of a request with a key has its id', async t => {
-  const events = EVENT_NAMES.map(name => listen(t, name))
+  const events = IDEMPOTENCY_EVENTS.map(name => listen(t, name))
   let status = 201
   const { post } = await start(t, 'memory', {
     options: { required: true, maxResponseBytes: 10 },
@@ -77,7 +77,7 @@ t.test('every event of a request with a key has its id', async t => {
   const seen = events.flat().map(({ id, key }) => [key, id])
   t.same(seen.filter(([key]) => key === 'k'), seen.filter(([key]) => key === 'k').map(() => ['k', id]))
   t.same(seen.filter(([key]) => key === ''), [['', '']], 'a request without a key has none')
-  t.same(events.map(({ length }) => length), EVENT_NAMES.map(name => ({ released: 1, unreplayable: 2, mismatched: 1, invalid: 1 } as Record<string, number>)[name] ?? 0))
+  t.same(events.map(({ length }) => length), IDEMPOTENCY_EVENTS.map(name => ({ released: 1, unreplayable: 2, mismatched: 1, invalid: 1 } as Record<string, number>)[name] ?? 0))
 })
 
 /** What is logged of one key while the store fails as `faults` says. */

@@ -5,7 +5,7 @@ import { readFile } from 'node:fs/promises'
 import type { FastifyInstance } from 'fastify'
 import Fastify from 'fastify'
 import t, { type Test } from 'tap'
-import idempotency, { EVENT_NAMES, MemoryStore, RedisStore, type FastifyIdempotencyOptions, type IdempotencyEvent } from '../lib/index.ts'
+import idempotency, { IDEMPOTENCY_EVENTS, MemoryStore, RedisStore, type FastifyIdempotencyOptions, type IdempotencyEvent } from '../lib/index.ts'
 import { gate, redisServer, start, stopRedis, until, type Mode, type TestApp } from './fixtures/app.ts'
 import { fails, faulty } from './fixtures/faulty.ts'
 import { Instance } from './fixtures/instances.ts'
@@ -21,7 +21,7 @@ await import(`data:text/javascript,${encodeURIComponent(String(snippet))}`)
 
 /** What the log does not tell. */
 const keys = new Map<unknown, string>()
-for (const name of EVENT_NAMES) {
+for (const name of IDEMPOTENCY_EVENTS) {
   subscribe(`fastify-idempotency:${name}`, event => {
     const { id, key } = event as IdempotencyEvent
     keys.set(id, key)
