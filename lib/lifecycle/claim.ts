@@ -175,44 +175,46 @@ export function replayOrRun (exchange: Exchange, done: Done, waited = false): vo
   if (typeof found !== 'object' || found.outcome === 'acquired') return done()
   // A holder in this process has told nobody yet what it read.
   if (found.outcome === 'held' && found.fingerprint === '') found.fingerprint = core.renewals.fingerprintOf(storeKey)
-  const { inFlight } = route
-  const mayWait = found.outcome === 'held' && inFlight !== 'reject' && !waited
+  const patience = found.outcome === 'held' && route.inFlight !== 'reject' && !waited ? route.inFlight.wait : 0
   // A body that has been compared could not be parsed any more if the key came free.
-  if (mayWait && !body.whole) return wait(inFlight.wait)
-  if (!needsBody(found)) return give(evaluateClaim(found, '', route.retryAfter))
+  if (patience > 0 && !body.whole) return waitAndSee(exchange, patience, done)
+  if (!needsBody(found)) return give(exchange, evaluateClaim(found, '', route.retryAfter), patience, done)
   // Where its bytes may stand elsewhere, they are compared once the parser is done.
   if (body.readEarly && !body.whole && !recoverRawBody(exchange)) return done()
   body.drain('compare', error => {
-    if (error !== undefined) return failed(error)
+    if (error !== undefined) return notCompared(exchange, error, done)
     try {
-      give(evaluateClaim(found, exchange.fingerprint, route.retryAfter))
+      give(exchange, evaluateClaim(found, exchange.fingerprint, route.retryAfter), patience, done)
     } catch (thrown) {
       // A route's own fingerprint function, or a kept response that cannot be sent: nobody else would catch it.
       done(errorFrom(thrown))
     }
-  }, limitFor(found))
+  }, limitFor(exchange, found))
+}
 
-  function give (verdict: Verdict): void {
-    if (mayWait && 'refuse' in verdict && verdict.refuse.code === 'idempotency_in_progress') wait(inFlight.wait)
-    else answer(exchange, verdict, done)
-  }
+/** `patience`: milliseconds that a holder is waited for. */
+function give (exchange: Exchange, verdict: Verdict, patience: number, done: Done): void {
+  const running = 'refuse' in verdict && verdict.refuse.code === 'idempotency_in_progress'
+  if (running && patience > 0) waitAndSee(exchange, patience, done)
+  else answer(exchange, verdict, done)
+}
 
-  function wait (ms: number): void {
-    exchange.waiter ??= new Waiter(exchange, ms)
-    waitForHolder(exchange, exchange.waiter, stillHeld => replayOrRun(exchange, done, stillHeld), done)
-  }
+function waitAndSee (exchange: Exchange, patience: number, done: Done): void {
+  exchange.waiter ??= new Waiter(exchange, patience)
+  waitForHolder(exchange, exchange.waiter, stillHeld => replayOrRun(exchange, done, stillHeld), done)
+}
 
-  /** The largest body that can be the same: Fastify's parsers would refuse a larger one, too. */
-  function limitFor (taken: Taken): number {
-    // A larger one is not held in memory for the route's own function.
-    return isLarge(fingerprintIn(taken)) && route.fingerprint === undefined ? Infinity : route.bodyLimit
-  }
+/** The largest body that can be the same: Fastify's parsers would refuse a larger one, too. */
+function limitFor ({ route }: Exchange, taken: Taken): number {
+  // A larger one is not held in memory for the route's own function.
+  return isLarge(fingerprintIn(taken)) && route.fingerprint === undefined ? Infinity : route.bodyLimit
+}
 
-  function failed (error: Error): void {
-    // As Fastify does: the rest of the body is not wanted.
-    if ((error as { statusCode?: number }).statusCode === 413 && exchange.request.raw.httpVersionMajor === 1) exchange.reply.header('connection', 'close')
-    done(error)
-  }
+function notCompared ({ request, reply }: Exchange, error: Error, done: Done): void {
+  // As Fastify does: the rest of the body is not wanted.
+  const unwanted = (error as { statusCode?: number }).statusCode === 413
+  if (unwanted && request.raw.httpVersionMajor === 1) reply.header('connection', 'close')
+  done(error)
 }
 
 /** Waits, asks again, and calls `next` with what it has learned. */

@@ -117,20 +117,27 @@ export class RequestBody {
     if (stream.destroyed || this.#cut || (piped && isCut(raw))) return done(cutOff())
     // Events of a stream come in an asynchronous context of their own; a promise goes on in that of who waits.
     new Promise<Error | undefined>(resolve => { (this.#waiting ??= []).push(resolve) }).then(done)
-    const onClose = (): void => { if (!this.whole) this.#settle(cutOff()) }
     stream.on('close', onClose)
-    // A pipe does not tell that its source was cut off.
-    if (piped) raw.on('close', () => { if (isCut(raw)) onClose() })
-    if (purpose === 'answered') {
-      const { socket } = raw
-      socket.once('close', onClose)
-      this.#stopWatching = () => socket.off('close', onClose)
-    }
+    if (piped) this.#watchSource()
+    if (purpose === 'answered') this.#watchSocket()
     // Whoever has begun to read, and stopped, would hold the rest back.
     this.#limit = limit
     if (purpose === 'compare') stream.unpipe()
     else if (stream.listenerCount('data') > 1) return readAhead(stream, stalled)
     stream.resume()
+  }
+
+  /** A pipe does not tell that its source was cut off. */
+  #watchSource (): void {
+    const { raw } = this.#request
+    raw.on('close', () => { if (isCut(raw)) this.closed() })
+  }
+
+  #watchSocket (): void {
+    const { socket } = this.#request.raw
+    const closed = (): void => this.closed()
+    socket.once('close', closed)
+    this.#stopWatching = () => socket.off('close', closed)
   }
 
   /** Lets the rest of an unwanted body pass, so that the connection can be used again. */
@@ -190,6 +197,11 @@ export class RequestBody {
     return Buffer.from(text, encoding)
   }
 
+  /** Nothing more comes. */
+  closed (): void {
+    if (!this.whole) this.#settle(cutOff())
+  }
+
   ended (): void {
     // Over HTTP/2, Node.js ends a body that was cut off as if it were whole; but then its stream is closed already.
     if ((this.#request.raw as { stream?: { closed: boolean } }).stream?.closed === true) {
@@ -223,6 +235,10 @@ function onData (this: Tapped, chunk: Buffer | string): void {
 
 function onEnd (this: Tapped): void {
   this[kBody]?.ended()
+}
+
+function onClose (this: Tapped): void {
+  this[kBody]?.closed()
 }
 
 /** Stands in the place of the stream's own method. */

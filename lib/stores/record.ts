@@ -1,7 +1,7 @@
 import type { StoreOutcome } from './contract.ts'
 
 /**
- * The form of an `Outcome` for stores that keep bytes. It is one text, in UTF-8, but for a body of bytes:
+ * The form of an `StoreOutcome` for stores that keep bytes. It is one text, in UTF-8, but for a body of bytes:
  *
  *     version | flags | status (3) | length of the fields (6, hexadecimal) | fields | body
  *
@@ -12,6 +12,7 @@ import type { StoreOutcome } from './contract.ts'
  * its pieces would.
  */
 const VERSION = '1'
+const VERSION_BYTE = VERSION.charCodeAt(0)
 const REPLAYABLE = 1
 const TEXT = 2
 /** Bit 4 is reserved for sealed records; a reader that does not know it must refuse the record. */
@@ -62,11 +63,7 @@ export function headOf ({ fingerprint, status, replayable, headers, text }: Stor
  * @throws {UnreadableRecordError} when the record was written by an unknown version, or is not one at all.
  */
 export function decodeOutcome (bytes: Buffer, start = 0, end = bytes.length): StoreOutcome {
-  const version = end > start ? JSON.stringify(String.fromCharCode(bytes[start] as number)) : 'none'
-  if (version !== `"${VERSION}"`) {
-    throw new UnreadableRecordError(`The kept response has the unknown record version ${version}; this release ` +
-      `reads version ${VERSION}. Remove the key, or let it expire, before mixing releases.`)
-  }
+  if (end <= start || bytes[start] !== VERSION_BYTE) throw unknownVersion(bytes.subarray(start, Math.max(start, end)))
   const flags = bytes[start + 1] as number - 48
   const text = (flags & TEXT) !== 0
   const small = text && end - start < SMALL
@@ -77,13 +74,12 @@ export function decodeOutcome (bytes: Buffer, start = 0, end = bytes.length): St
   const bodyAt = fieldsAt + length
   if ((flags & ~KNOWN_FLAGS) !== 0 || !(status >= 100) || !(bodyAt <= end)) throw damaged()
   const rest = small ? bytes.toString('utf8', fieldsAt, end) : bytes.toString('latin1', fieldsAt, bodyAt)
-  const [fingerprint, ...lines] = fieldsOf(rest, length)
-  if (fingerprint === undefined || lines.length % 2 !== 0) throw damaged()
+  const headers: StoreOutcome['headers'] = []
   return {
-    fingerprint,
+    fingerprint: readFields(rest, length, headers),
     status,
     replayable: (flags & REPLAYABLE) !== 0,
-    headers: headersOf(lines),
+    headers,
     body: small ? rest.slice(length) : bytes.subarray(bodyAt, end),
     text
   }
@@ -101,31 +97,41 @@ function encoded (text: string): string {
   return `${base64.length}=${base64}`
 }
 
-/** The fields in the first `end` characters. */
-function fieldsOf (text: string, end: number): string[] {
-  const fields: string[] = []
+/** Reads the fields in the first `end` characters: answers the fingerprint, and adds the header lines to `headers`. */
+function readFields (text: string, end: number, headers: StoreOutcome['headers']): string {
+  let fingerprint: string | undefined
+  let name: string | undefined
   for (let at = 0; at < end;) {
     let length = 0
     let code = text.charCodeAt(at++)
     for (; code >= 48 && code <= 57; code = text.charCodeAt(at++)) length = length * 10 + code - 48
-    const field = text.slice(at, at += length)
+    const raw = text.slice(at, at += length)
     if ((code !== 58 && code !== 61) || at > end) throw damaged()
-    fields.push(code === 58 ? field : Buffer.from(field, 'base64').toString('latin1'))
+    const field = code === 58 ? raw : Buffer.from(raw, 'base64').toString('latin1')
+    if (fingerprint === undefined) {
+      fingerprint = field
+    } else if (name === undefined) {
+      name = field
+    } else {
+      addLine(headers, name, field)
+      name = undefined
+    }
   }
-  return fields
+  if (fingerprint === undefined || name !== undefined) throw damaged()
+  return fingerprint
 }
 
-function headersOf (lines: string[]): StoreOutcome['headers'] {
-  const headers: StoreOutcome['headers'] = []
-  for (let i = 0; i < lines.length; i += 2) {
-    const name = lines[i] as string
-    const value = lines[i + 1] as string
-    const last = headers.at(-1)
-    if (last === undefined || last[0] !== name) headers.push([name, value])
-    else if (typeof last[1] === 'string') last[1] = [last[1], value]
-    else last[1].push(value)
-  }
-  return headers
+function addLine (headers: StoreOutcome['headers'], name: string, value: string): void {
+  const last = headers.at(-1)
+  if (last === undefined || last[0] !== name) headers.push([name, value])
+  else if (typeof last[1] === 'string') last[1] = [last[1], value]
+  else last[1].push(value)
+}
+
+function unknownVersion (record: Buffer): Error {
+  const version = record.length > 0 ? JSON.stringify(String.fromCharCode(record[0] as number)) : 'none'
+  return new UnreadableRecordError(`The kept response has the unknown record version ${version}; this release ` +
+    `reads version ${VERSION}. Remove the key, or let it expire, before mixing releases.`)
 }
 
 function damaged (): Error {
