@@ -25,20 +25,31 @@ const MAX_ROUNDS = 3
 
 /**
  * Writes the ending of a lease to the store, and records what the store has said. Of several commits of one lease
- * the last decides: the answer to an earlier one changes nothing.
+ * the last decides: the answer to an earlier one changes nothing. One is sent at a time, since a store need not do
+ * two in the order in which they were sent, and a late outcome would take the place of a release.
  */
 export function commit (deps: LeaseDeps, lease: Lease, ending: Ending, done: Committed): void {
   // Releasing twice would meet the next holder.
   if (lease.state === 'released' && ending.outcome === undefined) return done(null)
   lease.to('committing')
   const number = ++lease.commits
-  write(deps, lease, ending.outcome, 1, (error, taken) => {
+  lease.whenIdle(() => {
     if (number !== lease.commits) return done(null)
-    if (error !== null) return done(error)
-    if (taken === undefined) recordCommitted(lease, ending)
-    else lease.to('superseded')
-    deps.renewals.delete(lease)
-    done(null, taken)
+    lease.writing = true
+    write(deps, lease, ending.outcome, 1, (error, taken) => {
+      lease.writing = false
+      if (number !== lease.commits) {
+        done(null)
+      } else if (error !== null) {
+        done(error)
+      } else {
+        if (taken === undefined) recordCommitted(lease, ending)
+        else lease.to('superseded')
+        deps.renewals.delete(lease)
+        done(null, taken)
+      }
+      lease.idle()
+    })
   })
 }
 

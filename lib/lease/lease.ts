@@ -52,6 +52,9 @@ export class Lease {
   failures = 0
   /** The commits so far; the last one decides. */
   commits = 0
+  /** A commit is with the store. */
+  writing = false
+  #waiting: Array<() => void> | undefined
   /** Neighbours in the order of the claims; renewal.ts links them. */
   previous: Lease | undefined
   next: Lease | undefined
@@ -96,6 +99,20 @@ export class Lease {
     this.to('given-up')
     this.commits++
     if (!this.lost) this.#abandon()
+  }
+
+  /** Calls `next` once no commit is with the store: at once, as a rule. */
+  whenIdle (next: () => void): void {
+    if (this.writing) (this.#waiting ??= []).push(next)
+    else next()
+  }
+
+  /** A commit has been answered: the next one may go. */
+  idle (): void {
+    const waiting = this.#waiting
+    if (waiting === undefined || this.writing) return
+    this.#waiting = undefined
+    for (const next of waiting) this.whenIdle(next)
   }
 
   /** Aborted when the lease is lost. */

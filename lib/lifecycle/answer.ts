@@ -4,7 +4,7 @@ import { publish, type IdempotencyEventName } from '../events.ts'
 import { errorFrom } from '../lease/store-calls.ts'
 import { IdempotencyError, renderError, typeOf } from '../protocol/errors.ts'
 import type { Verdict } from '../protocol/verdict.ts'
-import { isAscii, payloadOf, resetHeaders, restore, withdraw } from '../response/outcome.ts'
+import { isAscii, payloadOf, resetHeaders, restore, sendable, withdraw, withdrawEncoding } from '../response/outcome.ts'
 import type { StoreOutcome } from '../stores/contract.ts'
 import type { Core } from './core.ts'
 import type { Exchange } from './exchange.ts'
@@ -115,11 +115,12 @@ export function replayFailed (exchange: Exchange, error: Error): boolean {
 /** Sends a kept response past all hooks; `false` where Node.js refuses it. */
 function sendAsKept ({ core, reply }: Exchange, outcome: StoreOutcome): boolean {
   const { body, status } = outcome
+  withdrawEncoding(reply)
   restore(reply, outcome, core.config.replayedHeaderName)
-  const hasContent = status >= 200 && status !== 204 && status !== 304
-  const headers = { ...reply.getHeaders(), ...(hasContent ? { 'content-length': Buffer.byteLength(body) } : {}) }
+  const headers = sendable(reply)
+  if (status >= 200 && status !== 204 && status !== 304) headers['content-length'] = Buffer.byteLength(body)
   try {
-    reply.raw.writeHead(status, headers as Record<string, string>)
+    reply.raw.writeHead(status, headers)
   } catch {
     return false
   }

@@ -2,8 +2,8 @@ import type { FastifyReply, FastifyRequest, onSendHookHandler } from 'fastify'
 import { settle } from '../lease/settle.ts'
 import { errorFrom } from '../lease/store-calls.ts'
 import { unreplayable, whenReplying } from '../protocol/settlement.ts'
-import { capture, isAscii, isResponse, resetHeaders, unwrapResponse, WITHOUT_CONTENT } from '../response/outcome.ts'
-import { isStream, tee, type ByteStream } from '../response/tee.ts'
+import { capture, endsAtOnce, isAscii, isResponse, resetHeaders, unwrapResponse } from '../response/outcome.ts'
+import { cancel, held, isStream, tee, type ByteStream } from '../response/tee.ts'
 import type { StoreOutcome } from '../stores/contract.ts'
 import { isBetterAsBytes, refusedPayload, replacedPayload, replayedPayload } from './answer.ts'
 import { exchangeOf, type Exchange } from './exchange.ts'
@@ -80,7 +80,7 @@ function decide (exchange: Exchange, payload: unknown, last: boolean, done: Done
     case 'complete': return complete(exchange, content, last, done)
     case 'read':
       if (isStream(content)) return complete(exchange, content, last, done)
-      return readBody(exchange, copied(content), last, done)
+      return readBody(exchange, copyOf(content), last, done)
   }
 }
 
@@ -100,9 +100,10 @@ function readBody (exchange: Exchange, content: unknown, last: boolean, done: Do
 }
 
 function release (exchange: Exchange, content: unknown, done: Done): void {
-  // The stream may be the request's own body, read by the response.
-  if (!isStream(content)) exchange.body.discard()
-  settleReply(exchange, undefined, content, done)
+  if (isStream(content)) return settleReply(exchange, undefined, held(content), done)
+  // A stream may be the request's own body, read by the response.
+  exchange.body.discard()
+  settleReply(exchange, undefined, copyOf(content), done)
 }
 
 function complete (exchange: Exchange, content: unknown, last: boolean, done: Done): void {
@@ -115,12 +116,10 @@ function complete (exchange: Exchange, content: unknown, last: boolean, done: Do
     outcome.headers = outcome.headers.filter(([name]) => name !== 'content-type')
   }
   if (isStream(content)) {
-    if (!WITHOUT_CONTENT.has(outcome.status)) return leave(exchange, done, null, storeStream(exchange, outcome, content))
-    // Fastify ends such a response at once, whatever its stream does.
-    if ('on' in content) content.on('error', () => {})
-    return settleReply(exchange, outcome, content, done)
+    if (!endsAtOnce(reply)) return leave(exchange, done, null, storeStream(exchange, outcome, content))
+    return settleReply(exchange, outcome, held(content), done)
   }
-  let payload = content
+  let payload = copyOf(content)
   if (typeof content === 'string' || Buffer.isBuffer(content)) {
     outcome.text = typeof content === 'string'
     if (outcome.text && last && isBetterAsBytes(content) && isAscii(Object.values(headers))) payload = Buffer.from(content)
@@ -147,22 +146,22 @@ function fingerprintOf (exchange: Exchange): string {
 function settleReply (exchange: Exchange, outcome: StoreOutcome | undefined, payload: unknown, done: Done): void {
   const { core, lease, request, reply } = exchange
   if (lease === undefined) return
-  let sent = payload
   settle(core, lease, { outcome, status: reply.statusCode }, instead => {
     const refusal = takeRefusal(request)
     const verdict = instead ?? (refusal === undefined ? undefined : { refuse: refusal.error })
-    if (verdict === undefined) return leave(exchange, done, null, sent)
+    if (verdict === undefined) return leave(exchange, done, null, payload)
     undoOvertaking(exchange)
-    const { error, payload } = replacedPayload(exchange, verdict)
-    leave(exchange, done, error, payload)
+    if (isStream(payload)) cancel(payload)
+    const { error, payload: replacement } = replacedPayload(exchange, verdict)
+    leave(exchange, done, error, replacement)
   })
-  if (exchange.outgoing === undefined) return
-  // The reply waits: whoever made the payload may use its memory again.
-  sent = copied(payload)
-  if (outcome !== undefined && Buffer.isBuffer(outcome.body)) outcome.body = sent as Buffer
 }
 
-function copied (payload: unknown): unknown {
+/**
+ * The reply may wait for the store, and its outcome for longer: whoever made the payload may use its memory again, as
+ * without the plugin, where Node.js has written it by then.
+ */
+function copyOf (payload: unknown): unknown {
   return Buffer.isBuffer(payload) ? Buffer.from(payload) : payload
 }
 

@@ -1,4 +1,4 @@
-import { validateHeaderValue } from 'node:http'
+import { validateHeaderValue, type OutgoingHttpHeaders } from 'node:http'
 import type { FastifyReply } from 'fastify'
 import type { StoreOutcome } from '../stores/contract.ts'
 
@@ -10,6 +10,11 @@ const NEVER_KEPT = new Set(['connection', 'keep-alive', 'transfer-encoding', 'te
 
 /** Statuses whose responses have no content (RFC 9110, sections 15.3.5, 15.3.6 and 15.4.5). */
 export const WITHOUT_CONTENT: ReadonlySet<number> = new Set([204, 205, 304])
+
+/** Whether a reply ends with its header: whatever payload Fastify has for it, Node.js sends none. */
+export function endsAtOnce ({ raw, statusCode }: FastifyReply): boolean {
+  return statusCode === 204 || statusCode === 304 || (statusCode === 205 && raw.req.httpVersionMajor === 2)
+}
 
 /**
  * The reply as it stands, with the headers `given`, without its body.
@@ -28,14 +33,23 @@ export function capture (reply: FastifyReply, given: Record<string, unknown>, fi
 }
 
 function isSent (reply: FastifyReply, name: string, value: string | string[]): boolean {
+  if (reply.raw.req.httpVersionMajor === 2) return isValid(name, value)
+  validate(name, value)
+  return true
+}
+
+function isValid (name: string, value: string | string[]): boolean {
   try {
-    if (typeof value === 'string') validateHeaderValue(name, value)
-    else for (const one of value) validateHeaderValue(name, one)
+    validate(name, value)
     return true
-  } catch (error) {
-    if (reply.raw.req.httpVersionMajor === 2) return false
-    throw error
+  } catch {
+    return false
   }
+}
+
+function validate (name: string, value: string | string[]): void {
+  if (typeof value === 'string') validateHeaderValue(name, value)
+  else for (const one of value) validateHeaderValue(name, one)
 }
 
 /**
@@ -61,6 +75,23 @@ export function restore (reply: FastifyReply, outcome: StoreOutcome, replayedHea
 export function withdraw (reply: FastifyReply, { headers }: StoreOutcome, replayedHeaderName: string): void {
   for (const [name] of headers) reply.removeHeader(name)
   reply.removeHeader(replayedHeaderName).code(200)
+}
+
+/** What hooks say of bytes that they have made of the payload: it is not true of the kept ones. */
+const OF_THE_BYTES = ['content-encoding', 'content-range', 'content-md5', 'content-digest', 'transfer-encoding', 'trailer']
+
+/** Takes off what hooks have said of bytes of their own. */
+export function withdrawEncoding (reply: FastifyReply): void {
+  for (const name of OF_THE_BYTES) reply.removeHeader(name)
+}
+
+/** The headers of a reply without those that Node.js refuses to send. */
+export function sendable (reply: FastifyReply): OutgoingHttpHeaders {
+  const headers: OutgoingHttpHeaders = {}
+  for (const [name, value] of Object.entries(reply.getHeaders())) {
+    if (value !== undefined && isValid(name, Array.isArray(value) ? value : String(value))) headers[name] = value
+  }
+  return headers
 }
 
 /** The payload as the handler's hooks saw it, `null` for none. */

@@ -8,6 +8,19 @@ export function isStream (payload: unknown): payload is ByteStream {
     (typeof (payload as Readable).pipe === 'function' || typeof (payload as ReadableStream).getReader === 'function')
 }
 
+/** A stream that is sent later: until then nobody else listens for its errors, nor keeps what an old one emits. */
+export function held (source: ByteStream): ByteStream {
+  const stream = iterable(source)
+  if ('on' in stream) stream.on('error', () => {})
+  return stream
+}
+
+/** Ends a stream that is not sent after all, so that it lets go of what it reads. */
+export function cancel (source: ByteStream): void {
+  if ('getReader' in source) source.cancel().catch(() => {})
+  else (source as Partial<Readable>).destroy?.()
+}
+
 /**
  * A copy of `source` whose end waits for `commit`. Up to `limit` bytes the source sets the pace: a client that
  * stalls, or leaves, does not keep the outcome from being stored. Beyond, nothing is collected any more, the client
@@ -55,10 +68,12 @@ function copyOf (chunk: string | Uint8Array): Buffer {
   return Buffer.from(Buffer.from(chunk.buffer, chunk.byteOffset, chunk.byteLength))
 }
 
-/** Streams of old, which have `pipe` but cannot be iterated, are sent by Fastify as well. */
-function iterable (source: ByteStream): AsyncIterable<string | Uint8Array> {
-  if ((source as Partial<Readable>)[Symbol.asyncIterator] !== undefined) return source as AsyncIterable<string | Uint8Array>
+/** Streams of old, which have `pipe` but cannot be iterated, are sent by Fastify as well. They go on unasked. */
+function iterable (source: ByteStream): ByteStream & AsyncIterable<string | Uint8Array> {
+  if ((source as Partial<Readable>)[Symbol.asyncIterator] !== undefined) return source as Readable
   const through = new PassThrough()
+  const write = through.write.bind(through) as (chunk: Buffer) => boolean
+  through.write = (chunk: string | Uint8Array) => write(copyOf(chunk))
   return (source as Readable).on('error', error => through.destroy(error)).pipe(through)
 }
 
