@@ -42,7 +42,7 @@ function unavailable (status: number): IdempotencyError {
     'not be kept. It is not run again.')
 }
 
-function mismatch (known: string, fingerprint: string): IdempotencyError {
+export function mismatch (known: string, fingerprint: string): IdempotencyError {
   const what = difference(known, fingerprint)
   return new IdempotencyError('idempotency_key_mismatch',
     `The Idempotency-Key was reused with a different ${what === 'body' ? 'request body' : what}. ` +

@@ -140,6 +140,12 @@ export class RequestBody {
     this.#stopWatching = () => socket.off('close', closed)
   }
 
+  /** Whether somebody reads it, or has begun to. */
+  get isRead (): boolean {
+    const { readableDidRead, readableFlowing } = this.#stream
+    return readableDidRead || readableFlowing === true || this.#stream.listenerCount('readable') > 0
+  }
+
   /** Lets the rest of an unwanted body pass, so that the connection can be used again. */
   discard (): void {
     if (!this.whole) this.#stream.off('data', onData).resume()

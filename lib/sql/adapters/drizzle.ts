@@ -1,0 +1,36 @@
+import { splitParameters } from '../parameters.ts'
+import type { Database, Row } from '../database.ts'
+
+/** As much of a transaction of Drizzle as is used. */
+export interface DrizzleTx {
+  execute (query: never): PromiseLike<unknown>
+}
+
+/** As much of Drizzle's database as is used. */
+export interface DrizzleDb<Tx, Config> {
+  transaction<T> (work: (tx: Tx) => Promise<T>, config?: Config): Promise<T>
+}
+
+/** As much of Drizzle's `sql` as is used. */
+export interface DrizzleSql {
+  (strings: TemplateStringsArray, ...values: unknown[]): unknown
+}
+
+/**
+ * Transactions of Drizzle; `work` gets its transaction. `sql` is that of drizzle-orm, which statements are made of.
+ * Options: Drizzle's own configuration of a transaction.
+ */
+export function viaDrizzle<Tx extends DrizzleTx, Config> (db: DrizzleDb<Tx, Config>, sql: DrizzleSql): Database<Tx, Config> {
+  return {
+    async transaction (work, config) {
+      return await db.transaction(work, config)
+    },
+    async query (tx, text, values) {
+      const { strings, order } = splitParameters(text)
+      const statement = sql(Object.assign(strings, { raw: strings }), ...order.map(n => values[n]))
+      // pg and PGlite answer with an object, postgres with the rows themselves.
+      const answer = await tx.execute(statement as never) as Row[] | { rows: Row[] }
+      return 'rows' in answer ? answer.rows : [...answer]
+    }
+  }
+}

@@ -1,0 +1,29 @@
+import type { Database, Row } from '../database.ts'
+
+/** As much of a transaction of Prisma as is used. */
+export interface PrismaTx {
+  $queryRawUnsafe (text: string, ...values: string[]): PromiseLike<unknown>
+}
+
+/** As much of Prisma's client as is used. */
+export interface PrismaDb<Tx, Options> {
+  $transaction<T> (work: (tx: Tx) => Promise<T>, options?: Options): Promise<T>
+}
+
+/** Interactive transactions of Prisma; `work` gets its client of the transaction. Options: Prisma's own. */
+export function viaPrisma<Tx extends PrismaTx, Options> (prisma: PrismaDb<Tx, Options>): Database<Tx, Options> {
+  return {
+    async transaction (work, options) {
+      try {
+        return await prisma.$transaction(work, options)
+      } catch (error) {
+        // Prisma has one code for serialization failures and deadlocks, and no SQLSTATE beside it.
+        if ((error as { code?: unknown } | null)?.code !== 'P2034') throw error
+        throw Object.assign(new Error('The transaction was rolled back', { cause: error }), { code: '40001' })
+      }
+    },
+    async query (tx, text, values) {
+      return await tx.$queryRawUnsafe(text, ...values) as Row[]
+    }
+  }
+}
