@@ -41,6 +41,7 @@ export function afterClose (exchange: Exchange, now: number, failed = false): vo
   const { lease, reply, answeredFor, run, admission, body } = exchange
   if (lease?.state !== 'held') return
   if (failed && answeredFor) return settleWith(exchange, undefined)
+  run?.watch(value => handlerEnded(exchange, value), () => handlerFailed(exchange))
   const facts = {
     handler: progressOf(exchange, now),
     answeredFor,
@@ -58,6 +59,22 @@ export function afterClose (exchange: Exchange, now: number, failed = false): vo
     case 'unseen': return settleUnseen(exchange)
     case 'empty': return settleEmpty(exchange)
   }
+}
+
+/** Called when an async handler has settled, with what it resolved to. */
+export function handlerEnded (exchange: Exchange, value: unknown): void {
+  const { run } = exchange
+  if (run === undefined) return
+  run.end(value)
+  if (exchange.answeredFor || hasClosed(exchange)) afterClose(exchange, performance.now())
+}
+
+/** Called when a handler has failed. Fastify tells, unless the reply is over. */
+export function handlerFailed (exchange: Exchange): void {
+  const { run, reply } = exchange
+  if (run === undefined) return
+  run.to('ended')
+  if (exchange.answeredFor || (reply.sent && hasClosed(exchange))) afterClose(exchange, performance.now(), true)
 }
 
 function settleUnseen (exchange: Exchange): void {

@@ -24,6 +24,7 @@ export class HandlerRun {
   /** The reply's `then` was called: whoever awaits it does not know yet what will be sent. */
   #returnedReply = false
   #delegatedAt = 0
+  #unwatched: Promise<unknown> | undefined
 
   get phase (): Phase {
     return this.#phase
@@ -56,6 +57,18 @@ export class HandlerRun {
 
   noteReturnedReply (): void {
     this.#returnedReply = true
+  }
+
+  /** Keeps the handler's promise, whose end matters only once the response is over: most never need to be asked. */
+  promised (promise: Promise<unknown>): void {
+    this.to('promise')
+    this.#unwatched = promise
+  }
+
+  /** Asks the handler's promise for its end, once. */
+  watch (ended: (value: unknown) => void, failed: () => void): void {
+    this.#unwatched?.then(ended, failed)
+    this.#unwatched = undefined
   }
 
   /** The handler has ended, with `value` or without. */

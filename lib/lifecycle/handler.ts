@@ -1,7 +1,7 @@
 import type { FastifyReply, RouteHandlerMethod } from 'fastify'
-import { afterClose } from './after-close.ts'
+import { handlerEnded, handlerFailed } from './after-close.ts'
 import { answerEarlyBody } from './early-body.ts'
-import { exchangeOf, hasClosed, type Exchange } from './exchange.ts'
+import { exchangeOf, type Exchange } from './exchange.ts'
 import { HandlerRun } from './handler-run.ts'
 
 /** Watches a handler to its end, which no hook tells where the client has left or Fastify has answered in its place. */
@@ -21,11 +21,18 @@ export function wrapHandler (handler: RouteHandlerMethod): RouteHandlerMethod {
       exchange.run.to('ended')
       return result
     }
-    const promise = (result as unknown) === reply || isPlainPromise(result) ? result : new Promise(resolve => { resolve(result) })
-    exchange.run.to('promise')
-    promise.then(value => handlerEnded(exchange, value), () => handlerFailed(exchange))
+    if ((result as unknown) === reply) return watchDelegated(exchange, result)
+    const promise = isPlainPromise(result) ? result : new Promise(resolve => { resolve(result) })
+    exchange.run.promised(promise)
     return promise
   }
+}
+
+/** The handler has returned the reply itself, which tells when it was sent. */
+function watchDelegated (exchange: Exchange, reply: PromiseLike<unknown>): unknown {
+  exchange.run?.to('promise')
+  reply.then(value => handlerEnded(exchange, value), () => handlerFailed(exchange))
+  return reply
 }
 
 /** A route's own `fingerprint` is asked before the handler: where it fails, nothing has happened yet. */
@@ -44,7 +51,7 @@ function isThenable (value: unknown): value is PromiseLike<unknown> {
 }
 
 /** Others, such as query builders, may do their work at each `then`: they are asked once, by a promise. */
-function isPlainPromise (value: PromiseLike<unknown>): boolean {
+function isPlainPromise (value: PromiseLike<unknown>): value is Promise<unknown> {
   return value instanceof Promise && value.then === Promise.prototype.then
 }
 
@@ -89,22 +96,6 @@ function noteSend (exchange: Exchange, payload: unknown): void {
     if (payload instanceof Error) handlerFailed(exchange)
     else handlerEnded(exchange, payload)
   }
-}
-
-/** Called when an async handler has settled, with what it resolved to. */
-export function handlerEnded (exchange: Exchange, value: unknown): void {
-  const { run } = exchange
-  if (run === undefined) return
-  run.end(value)
-  if (exchange.answeredFor || hasClosed(exchange)) afterClose(exchange, performance.now())
-}
-
-/** Called when a handler has failed. Fastify tells, unless the reply is over. */
-export function handlerFailed (exchange: Exchange): void {
-  const { run, reply } = exchange
-  if (run === undefined) return
-  run.to('ended')
-  if (exchange.answeredFor || (reply.sent && hasClosed(exchange))) afterClose(exchange, performance.now(), true)
 }
 
 /** Fastify answers in the handler's place. A reply that is on its way already is not overtaken. */
