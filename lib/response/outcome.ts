@@ -1,4 +1,4 @@
-import { validateHeaderValue, type OutgoingHttpHeaders } from 'node:http'
+import { validateHeaderName, validateHeaderValue, type OutgoingHttpHeaders } from 'node:http'
 import type { FastifyReply } from 'fastify'
 import type { StoreOutcome } from '../stores/contract.ts'
 
@@ -18,38 +18,47 @@ export function endsAtOnce ({ raw, statusCode }: FastifyReply): boolean {
 
 /**
  * The reply as it stands, with the headers `given`, without its body.
- * @throws {TypeError} when a header has a value that HTTP/1.1 cannot send, as Node.js does; over HTTP/2, Node.js
- * leaves such a header out.
+ * @throws {TypeError} when a header has a name that cannot be sent, or a value that HTTP/1.1 cannot send, as Node.js
+ * does; over HTTP/2, Node.js leaves such a value out.
  */
 export function capture (reply: FastifyReply, given: Record<string, unknown>, fingerprint: string, replayHeaders: (name: string) => boolean): StoreOutcome {
   const headers: StoreOutcome['headers'] = []
+  const isHttp2 = reply.raw.req.httpVersionMajor === 2
   for (const name in given) {
     const value = given[name]
     if (value === undefined || NEVER_KEPT.has(name) || name.startsWith('proxy-') || !replayHeaders(name)) continue
-    const line = Array.isArray(value) ? value.map(String) : String(value)
-    if (isSent(reply, name, line)) headers.push([name, line])
+    validateHeaderName(name)
+    const sent = isHttp2 ? sentOverHttp2(name, value) : sentOverHttp1(name, value)
+    if (sent !== undefined) headers.push([name, sent])
   }
   return { fingerprint, status: Math.trunc(reply.statusCode), replayable: true, headers, body: '', text: false }
 }
 
-function isSent (reply: FastifyReply, name: string, value: string | string[]): boolean {
-  if (reply.raw.req.httpVersionMajor === 2) return isValid(name, value)
-  validate(name, value)
-  return true
+function sentOverHttp1 (name: string, value: unknown): string | string[] {
+  if (!Array.isArray(value)) {
+    const line = String(value)
+    validateHeaderValue(name, line)
+    return line
+  }
+  const lines = value.map(String)
+  for (const line of lines) validateHeaderValue(name, line)
+  return lines
 }
 
-function isValid (name: string, value: string | string[]): boolean {
+/** Node.js sends one byte for each character, and leaves out lines that are not valid then. */
+function sentOverHttp2 (name: string, value: unknown): string | string[] | undefined {
+  const lines = [value].flat().map(line => Buffer.from(String(line), 'latin1').toString('latin1')).filter(line => isValid(name, line))
+  return lines.length > 1 ? lines : lines[0]
+}
+
+function isValid (name: string, value: string): boolean {
   try {
-    validate(name, value)
+    validateHeaderName(name)
+    validateHeaderValue(name, value)
     return true
   } catch {
     return false
   }
-}
-
-function validate (name: string, value: string | string[]): void {
-  if (typeof value === 'string') validateHeaderValue(name, value)
-  else for (const one of value) validateHeaderValue(name, one)
 }
 
 /**
@@ -89,7 +98,7 @@ export function withdrawEncoding (reply: FastifyReply): void {
 export function sendable (reply: FastifyReply): OutgoingHttpHeaders {
   const headers: OutgoingHttpHeaders = {}
   for (const [name, value] of Object.entries(reply.getHeaders())) {
-    if (value !== undefined && isValid(name, Array.isArray(value) ? value : String(value))) headers[name] = value
+    if (value !== undefined && [value].flat().every(line => isValid(name, String(line)))) headers[name] = value
   }
   return headers
 }
