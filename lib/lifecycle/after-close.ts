@@ -6,6 +6,7 @@ import { capture, WITHOUT_CONTENT } from '../response/outcome.ts'
 import type { StoreOutcome } from '../stores/contract.ts'
 import { hasClosed, type Exchange } from './exchange.ts'
 import { progressOf } from './handler-run.ts'
+import { hasEnded } from './outgoing.ts'
 
 /** The response's 'close' tells where no hook runs: hijacked, raw, cut off. */
 export function watchClose (exchange: Exchange): void {
@@ -46,7 +47,7 @@ export function afterClose (exchange: Exchange, now: number, failed = false): vo
     handler: progressOf(exchange, now),
     answeredFor,
     replied: run?.replied === true,
-    sent: reply.sent,
+    sent: hasEnded(reply),
     finished: reply.raw.writableFinished,
     admission,
     bodyWhole: body.whole

@@ -16,6 +16,7 @@ import type { Core } from './core.ts'
 import { recoverRawBody } from './early-body.ts'
 import { hasClosed, type Exchange } from './exchange.ts'
 import { watchReply } from './handler.ts'
+import { unwatchEarly } from './outgoing.ts'
 import { Waiter } from './wait.ts'
 
 type Done = (error?: Error) => void
@@ -52,6 +53,7 @@ function withKey (exchange: Exchange, key: string | undefined, done: Done): void
   if (key === undefined) {
     if (route.required) return stop(exchange, keyMissing(core, request), done)
     exchange.stepAside()
+    unwatchEarly(exchange.reply)
     return done()
   }
   const error = keyError(key, route.maxKeyLength)
@@ -162,7 +164,7 @@ function startLease (exchange: Exchange, takeover: boolean, sent: number): void 
   exchange.lease = new Lease(exchange, sent)
   exchange.headersBefore = exchange.reply.getHeaders()
   core.renewals.add(exchange.lease)
-  watchReply(exchange)
+  watchReply(exchange.reply)
   watchClose(exchange)
   if (!takeover) return
   request.log.warn({ idempotencyId: id, attempt }, 'idempotency: the holder had died; its key was taken over')

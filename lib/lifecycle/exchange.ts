@@ -10,7 +10,7 @@ import type { StoreClaim, StoreOutcome } from '../stores/contract.ts'
 import { newToken } from '../util/token.ts'
 import type { Core } from './core.ts'
 import type { HandlerRun } from './handler-run.ts'
-import type { OutgoingReply } from './on-send.ts'
+import type { OutgoingReply } from './outgoing.ts'
 import type { Waiter } from './wait.ts'
 
 const kExchange = Symbol('fastify-idempotency exchange')
@@ -44,8 +44,8 @@ export class Exchange implements Holder {
   headersBefore: Record<string, unknown> | undefined
   /** The handler's run, once it has begun. */
   run: HandlerRun | undefined
-  /** Who has replied in the handler's place: a hook, before it has begun, or Fastify, when its timeout was over. */
-  repliedFor: 'hook' | 'timeout' | undefined
+  /** Fastify has answered in the place of a handler that may still run, or may not start any more. */
+  answeredFor = false
   /** The reply that is in our onSend hook. */
   outgoing: OutgoingReply | undefined
   /** How many replies have come to our onSend hook. */
@@ -94,11 +94,6 @@ export class Exchange implements Holder {
   /** A parser has given the body up, or the plugin cannot tell it from others: no reply is an outcome. */
   refuseBody (): void {
     this.#admission = 'refused'
-  }
-
-  /** Fastify has answered in the place of a handler that may still run, or may not start any more. */
-  get answeredFor (): boolean {
-    return this.repliedFor === 'timeout'
   }
 
   get attempt (): number {

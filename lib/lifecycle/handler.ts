@@ -3,36 +3,47 @@ import { handlerEnded, handlerFailed } from './after-close.ts'
 import { answerEarlyBody } from './early-body.ts'
 import { exchangeOf, type Exchange } from './exchange.ts'
 import { HandlerRun } from './handler-run.ts'
+import { hasBegun, noteBegun, sendBy, unwatchEarly, watchEarly } from './outgoing.ts'
 
 /** Watches a handler to its end, which no hook tells where the client has left or Fastify has answered in its place. */
 export function wrapHandler (handler: RouteHandlerMethod): RouteHandlerMethod {
   return function (request, reply) {
     const exchange = exchangeOf(request)
     if (exchange === undefined) return handler.call(this, request, reply)
+    // A hook has replied, and Fastify cannot tell: its reply still waits, for an error handler perhaps.
+    if (hasBegun(reply)) return undefined
     if (exchange.body.readEarly && answerEarlyBody(exchange)) return undefined
-    if (exchange.lease === undefined) return handler.call(this, request, reply)
-    // A hook has replied, and Fastify could not tell: its reply still waits in an onSend hook.
-    if (exchange.repliedFor !== undefined) return undefined
+    if (exchange.lease === undefined) {
+      unwatchEarly(reply)
+      return handler.call(this, request, reply)
+    }
     checkFingerprint(exchange)
-    exchange.run = new HandlerRun()
+    const run = startRun(exchange)
     const result: unknown = handler.call(this, request, reply)
     if (result === undefined) return undefined
     if (!isThenable(result)) {
-      exchange.run.to('ended')
+      run.to('ended')
       return result
     }
-    if ((result as unknown) === reply) return watchDelegated(exchange, result)
+    if ((result as unknown) === reply) return watchDelegated(exchange, run, result)
     const promise = isPlainPromise(result) ? result : new Promise(resolve => { resolve(result) })
-    exchange.run.promised(promise)
+    run.promised(promise)
     return promise
   }
 }
 
 /** The handler has returned the reply itself, which tells when it was sent. */
-function watchDelegated (exchange: Exchange, reply: PromiseLike<unknown>): unknown {
-  exchange.run?.to('promise')
+function watchDelegated (exchange: Exchange, run: HandlerRun, reply: PromiseLike<unknown>): unknown {
+  run.to('promise')
   reply.then(value => handlerEnded(exchange, value), () => handlerFailed(exchange))
   return reply
+}
+
+/** Notes that the handler starts: what is sent from here on is its reply. */
+export function startRun (exchange: Exchange): HandlerRun {
+  unwatchEarly(exchange.reply)
+  exchange.run = new HandlerRun()
+  return exchange.run
 }
 
 /** A route's own `fingerprint` is asked before the handler: where it fails, nothing has happened yet. */
@@ -56,9 +67,9 @@ function isPlainPromise (value: PromiseLike<unknown>): value is Promise<unknown>
 }
 
 /** Notes what is sent from the claim on; the same functions for all, since V8 promotes objects that each have their own. */
-export function watchReply (exchange: Exchange): void {
-  const { reply } = exchange
+export function watchReply (reply: FastifyReply): void {
   const watched = reply as WatchedReply
+  watchEarly(reply)
   if (watched[kSend] !== undefined) return
   watched[kSend] = reply.send
   watched[kThen] = reply.then
@@ -73,7 +84,7 @@ interface WatchedReply { [kSend]?: FastifyReply['send'], [kThen]?: FastifyReply[
 const send = function (this: FastifyReply, payload?: unknown) {
   const exchange = exchangeOf(this.request)
   if (exchange !== undefined) noteSend(exchange, payload)
-  return ((this as WatchedReply)[kSend] as FastifyReply['send']).call(this, payload)
+  return sendBy((this as WatchedReply)[kSend] as FastifyReply['send'], this, payload)
 } as FastifyReply['send']
 
 const then: FastifyReply['then'] = function (this: FastifyReply, fulfilled, rejected) {
@@ -86,9 +97,8 @@ const then: FastifyReply['then'] = function (this: FastifyReply, fulfilled, reje
 function noteSend (exchange: Exchange, payload: unknown): void {
   const { run } = exchange
   if (isTimeout(payload)) return noteTimeout(exchange)
-  if (run === undefined) {
-    exchange.repliedFor ??= 'hook'
-  } else if (!exchange.answeredFor) {
+  if (run === undefined) return
+  if (!exchange.answeredFor) {
     run.noteReply()
   } else if (exchange.reply.sent && !run.hasEnded) {
     // The late reply of a handler that was answered for is all that is heard of its end.
@@ -101,8 +111,9 @@ function noteSend (exchange: Exchange, payload: unknown): void {
 /** Fastify answers in the handler's place. A reply that is on its way already is not overtaken. */
 export function noteTimeout (exchange: Exchange): void {
   if (exchange.outgoing !== undefined) return
-  exchange.repliedFor = 'timeout'
-  if (exchange.run !== undefined) listenForLateReply(exchange)
+  exchange.answeredFor = true
+  if (exchange.run === undefined) noteBegun(exchange.reply, true)
+  else listenForLateReply(exchange)
 }
 
 export function isTimeout (error: unknown): boolean {

@@ -8,10 +8,10 @@ import { noteRefusal } from './answer.ts'
 import type { Core } from './core.ts'
 import { answerEarlyBody } from './early-body.ts'
 import { exchangeOf, type Exchange } from './exchange.ts'
-import { checkFingerprint } from './handler.ts'
-import { HandlerRun } from './handler-run.ts'
+import { checkFingerprint, startRun, watchReply } from './handler.ts'
 import { onSend } from './on-send.ts'
-import { begin, claimAndAct, needKey, noteError, type Done } from './route-hooks.ts'
+import { hasBegun, unwatchEarly } from './outgoing.ts'
+import { begin, claimAndAct, mayHaveKey, needKey, noteError, type Done } from './route-hooks.ts'
 
 /**
  * The second way in, for routes that were declared before the plugin was loaded: hooks of the instance, each of
@@ -20,8 +20,14 @@ import { begin, claimAndAct, needKey, noteError, type Done } from './route-hooks
 export function addInstanceHooks (core: Core, instance: FastifyInstance): void {
   const routes = new EarlyRoutes(core, instance)
   const tracing = new HandlerTracing(core)
+  // What hooks reply before ours of their stage must be known.
+  instance.addHook('onRequest', (request, reply, done) => {
+    if (routes.mayHaveKey(request)) watchReply(reply)
+    done()
+  })
   instance.addHook('preParsing', (request, reply, payload, done) => {
     if (exchangeOf(request) !== undefined) return done()
+    if (hasBegun(reply)) return
     let route
     try {
       route = routes.of(request)
@@ -48,6 +54,7 @@ export function addInstanceHooks (core: Core, instance: FastifyInstance): void {
   })
   instance.addHook('preHandler', (request, _reply, done) => {
     const exchange = earlyOf(request)
+    if (exchange !== undefined && hasBegun(exchange.reply)) return
     if (exchange?.route.hook !== 'preValidation') return done()
     claimAndAct(exchange, error => {
       if (error !== undefined) done(error)
@@ -57,7 +64,7 @@ export function addInstanceHooks (core: Core, instance: FastifyInstance): void {
   instance.addHook('onError', (request, reply, error, done) => {
     const exchange = earlyOf(request)
     if (exchange !== undefined) noteRefusal(core, request, reply, exchange.route, error, exchange)
-    noteError(exchange, error, done as Done)
+    noteError(reply, exchange, error, done as Done)
   })
   instance.addHook('onSend', onSend(true, () => false))
   instance.addHook('onClose', (_instance, done) => {
@@ -74,6 +81,7 @@ function earlyOf (request: FastifyRequest): Exchange | undefined {
 
 /** What the handler's wrapper does elsewhere: no hook of ours comes later. */
 function beforeHandler (exchange: Exchange, done: Done): void {
+  if (hasBegun(exchange.reply)) return
   try {
     if (exchange.body.readEarly && answerEarlyBody(exchange)) return
     if (exchange.lease !== undefined) checkFingerprint(exchange)
@@ -96,6 +104,16 @@ class EarlyRoutes {
       route.config = { ...route.config }
       this.#seen.add(route.config)
     })
+  }
+
+  /** Whether a request may carry a key; wrong options of its route are told later. */
+  mayHaveKey (request: FastifyRequest): boolean {
+    try {
+      const route = this.of(request)
+      return route !== undefined && mayHaveKey(this.#core, request, route)
+    } catch {
+      return false
+    }
   }
 
   /** @throws {TypeError} naming the route when its options are wrong. */
@@ -142,7 +160,8 @@ class HandlerTracing {
 
   #onStart = (message: unknown): void => {
     const exchange = this.#exchangeIn(message)
-    if (exchange?.lease?.state === 'held') exchange.run = new HandlerRun()
+    if (exchange?.lease?.state === 'held') startRun(exchange)
+    else if (exchange !== undefined) unwatchEarly(exchange.reply)
   }
 
   #onAsyncEnd = (message: unknown): void => {

@@ -2,25 +2,15 @@ import type { FastifyReply, FastifyRequest, onSendHookHandler } from 'fastify'
 import { settle } from '../lease/settle.ts'
 import { errorFrom } from '../lease/store-calls.ts'
 import { unreplayable, whenReplying } from '../protocol/settlement.ts'
-import { capture, endsAtOnce, isAscii, isResponse, resetHeaders, unwrapResponse } from '../response/outcome.ts'
+import { capture, endsAtOnce, isAscii, isResponse, unwrapResponse } from '../response/outcome.ts'
 import { cancel, held, isStream, tee, type ByteStream } from '../response/tee.ts'
 import type { StoreOutcome } from '../stores/contract.ts'
 import { isBetterAsBytes, refusedPayload, replacedPayload, replayedPayload } from './answer.ts'
 import { exchangeOf, type Exchange } from './exchange.ts'
+import { holdBack, noteBegun, PASSING, undoOvertaking } from './outgoing.ts'
 import { isRefused, takeRefusal } from './refusal.ts'
 
 type Done = (error?: Error | null, payload?: unknown) => void
-
-/** A reply that is held back in our hook: what it was when it came, since others may go on to change it. */
-export interface OutgoingReply {
-  status: number
-  headers: Record<string, unknown>
-  /** Somebody has asked whether the reply was sent, and may have tried to send another. */
-  overtaken: boolean
-}
-
-/** A reply that goes on at once needs nothing of this. */
-const PASSING: OutgoingReply = { status: 0, headers: {}, overtaken: false }
 
 /**
  * The onSend hook: the outcome is in the store before the reply leaves. It costs a property read where nothing is
@@ -59,7 +49,7 @@ function refuseInPlace (request: FastifyRequest, reply: FastifyReply, exchange: 
 function pass (exchange: Exchange, payload: unknown, last: boolean, done: Done): void {
   exchange.outgoing = PASSING
   exchange.passes++
-  if (exchange.run === undefined) exchange.repliedFor ??= 'hook'
+  if (exchange.run === undefined) noteBegun(exchange.reply)
   try {
     decide(exchange, payload, last, done)
   } catch (error) {
@@ -196,35 +186,6 @@ function leave (exchange: Exchange, done: Done, error: Error | null, payload?: u
   } catch (thrown) {
     sendFailed(exchange, thrown)
   }
-}
-
-/**
- * While a reply is held back it counts as sent, as it would be without a hook that waits: no other reply overtakes
- * it, and no handler starts after a hook's.
- */
-function holdBack (exchange: Exchange): void {
-  const { reply } = exchange
-  exchange.outgoing = { status: reply.statusCode, headers: reply.getHeaders(), overtaken: false }
-  Object.defineProperty(reply, 'sent', SENT)
-}
-
-const SENT: PropertyDescriptor & ThisType<FastifyReply> = {
-  configurable: true,
-  enumerable: true,
-  get () {
-    const outgoing = exchangeOf(this.request)?.outgoing
-    if (outgoing === undefined) return Reflect.get(Object.getPrototypeOf(this) as object, 'sent', this) as boolean
-    if (outgoing !== PASSING) outgoing.overtaken = true
-    return true
-  }
-}
-
-/** A reply that came meanwhile may have set a status and headers of its own. */
-function undoOvertaking ({ outgoing, reply }: Exchange): void {
-  if (outgoing?.overtaken !== true) return
-  outgoing.overtaken = false
-  resetHeaders(reply, outgoing.headers)
-  reply.code(outgoing.status)
 }
 
 /** Fastify throws from `done` what writeHead refuses; after a wait for the store nobody else would catch it. */

@@ -9,6 +9,7 @@ import type { Core } from './core.ts'
 import { Exchange, exchangeOf, hasClosed } from './exchange.ts'
 import { isTimeout, noteTimeout, watchReply, wrapHandler } from './handler.ts'
 import { onSend } from './on-send.ts'
+import { hasBegun, noteFailing } from './outgoing.ts'
 
 export type Done = (error?: Error) => void
 
@@ -33,14 +34,22 @@ export function addRouteHooks (core: Core, instance: FastifyInstance, declared: 
   let last: boolean | undefined
   const onRequest = (request: FastifyRequest, reply: FastifyReply, done: Done): void => {
     if (!takesPart(request)) return done()
+    // A hook has replied, and Fastify cannot tell.
+    if (hasBegun(reply)) return
     const exchange = begin(core, request, reply, route, request.raw, false)
     if (exchange === undefined) return needKey(core, request, reply, route, done)
     // A hook that another plugin has put behind this one must have its say first.
     last ??= [declared.onRequest].flat().at(-1) === onRequest
-    if (last && route.hook === 'onRequest') claimKey(exchange, done)
-    else done()
+    if (last && route.hook === 'onRequest') return claimKey(exchange, done)
+    watchReply(reply)
+    done()
   }
-  append(declared, 'onRequest', onRequest)
+  const watch = (request: FastifyRequest, reply: FastifyReply, done: Done): void => {
+    if (takesPart(request) && mayHaveKey(core, request, route)) watchReply(reply)
+    done()
+  }
+  const guards = [declared.onRequest ?? []].flat()
+  declared.onRequest = guards.length === 0 ? [onRequest] : [watch, ...guards, onRequest]
   const preParsing = (request: FastifyRequest, _reply: FastifyReply, payload: Readable, done: Done): void => endOfPreParsing(request, payload, done)
   append(declared, 'preParsing', preParsing)
   const late = (request: FastifyRequest, _reply: FastifyReply, done: Done): void => claimAndAct(exchangeOf(request), done)
@@ -48,7 +57,7 @@ export function addRouteHooks (core: Core, instance: FastifyInstance, declared: 
   append(declared, 'onError', (request: FastifyRequest, reply: FastifyReply, error: Error, done: Done) => {
     const exchange = exchangeOf(request)
     noteRefusal(core, request, reply, route, error, exchange)
-    noteError(exchange, error, done)
+    noteError(reply, exchange, error, done)
   })
   // What is kept is uncompressed: each client gets an encoding that it accepts.
   const own = [declared.onSend ?? []].flat()
@@ -66,12 +75,13 @@ export function addRouteHooks (core: Core, instance: FastifyInstance, declared: 
 
 /** Starts to watch the request's body if the request may carry a key. */
 export function begin (core: Core, request: FastifyRequest, reply: FastifyReply, route: RouteContext, stream: Readable, declaredEarly: boolean): Exchange | undefined {
-  if (route.key === undefined && request.headers[core.config.header] === undefined) return undefined
+  if (!mayHaveKey(core, request, route)) return undefined
   const body = new RequestBody(request, stream, route.fingerprint !== undefined)
-  const exchange = new Exchange(core, request, reply, route, body, declaredEarly)
-  // Until a later stage a hook may reply, and Fastify go on all the same.
-  if (isLate(route.hook)) watchReply(exchange)
-  return exchange
+  return new Exchange(core, request, reply, route, body, declaredEarly)
+}
+
+export function mayHaveKey ({ config }: Core, { headers }: FastifyRequest, { key }: RouteContext): boolean {
+  return key !== undefined || headers[config.header] !== undefined
 }
 
 export function needKey (core: Core, request: FastifyRequest, reply: FastifyReply, route: RouteContext, done: Done): void {
@@ -94,8 +104,8 @@ function endOfPreParsing (request: FastifyRequest, payload: Readable, done: Done
 /** Takes the key, unless that was done before, and acts on the answer. */
 export function claimAndAct (exchange: Exchange | undefined, done: Done): void {
   if (exchange === undefined) return done()
-  // A hook has replied, and Fastify could not tell: what is under way must not be told that it may run.
-  if (exchange.claim === undefined && exchange.repliedFor !== undefined) return
+  // A hook has replied, and Fastify cannot tell.
+  if (hasBegun(exchange.reply)) return
   if (exchange.claim !== undefined) return replayOrRun(exchange, done)
   claimKey(exchange, error => {
     if (error !== undefined) done(error)
@@ -104,7 +114,8 @@ export function claimAndAct (exchange: Exchange | undefined, done: Done): void {
 }
 
 /** Marks replies that Fastify sends in a handler's place, or in that of a replay which failed, and bodies that a parser refused. */
-export function noteError (exchange: Exchange | undefined, error: Error, done: Done): void {
+export function noteError (reply: FastifyReply, exchange: Exchange | undefined, error: Error, done: Done): void {
+  noteFailing(reply)
   if (exchange === undefined) return done()
   const { replay, run, body, declaredEarly } = exchange
   // The client has left before the first byte: the stream still decides, and nobody is there for an error.
