@@ -5,7 +5,7 @@ import { parseOptions, type FastifyIdempotencyOptions, type IdempotencyRouteOpti
 import { Backlog } from './lease/backlog.ts'
 import { Renewals } from './lease/renewal.ts'
 import { StoreCalls } from './lease/store-calls.ts'
-import { checkClosed } from './lifecycle/after-close.ts'
+import { checkOver } from './lifecycle/after-close.ts'
 import { addCloseHooks } from './lifecycle/closing.ts'
 import type { Core } from './lifecycle/core.ts'
 import { addInstanceHooks } from './lifecycle/instance-hooks.ts'
@@ -36,7 +36,7 @@ async function plugin (instance: FastifyInstance, options: FastifyIdempotencyOpt
   const config = parseOptions(options, instance.supportedMethods)
   const { store, fellBack } = chooseStore(instance, config)
   const calls = new StoreCalls(store, config.storeTimeout)
-  const renewals = new Renewals(calls, checkClosed)
+  const renewals = new Renewals(calls, checkOver)
   const backlog = new Backlog({ calls, renewals })
   const warnings = new StartupWarnings(instance)
   const core: Core = { config, calls, renewals, backlog, warnings, waiters: new Waiters(), compressed: instance.hasPlugin('@fastify/compress') }

@@ -28,10 +28,15 @@ export function watchClose (exchange: Exchange): void {
   raw.once('close', () => socket.off('close', onClose))
 }
 
-/** Called at each turn of the renewals: no event tells what is done past Fastify for a client that has left. */
-export function checkClosed ({ holder }: Lease, now: number): void {
+/**
+ * Called at each turn of the renewals: no event tells what is done past Fastify for a client that has left, or that
+ * does not read what it was sent.
+ */
+export function checkOver ({ holder }: Lease, now: number): void {
   const exchange = holder as Exchange
-  if (hasClosed(exchange)) afterClose(exchange, now)
+  const closed = hasClosed(exchange)
+  if (closed) exchange.closedAt ??= now
+  if (closed || exchange.reply.raw.writableEnded) afterClose(exchange, now)
 }
 
 /**

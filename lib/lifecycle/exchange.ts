@@ -162,10 +162,14 @@ export class Exchange implements Holder {
   }
 }
 
-/** Whether the response is over, sent or not. HTTP/2's tells by its stream. */
-export function hasClosed ({ reply }: Exchange): boolean {
-  const raw = reply.raw as { destroyed?: boolean, stream?: { destroyed: boolean } | null }
-  return raw.destroyed === true || raw.stream?.destroyed === true
+/**
+ * Whether the response is over, sent or not. HTTP/2's tells by its stream; one that waits behind another on its
+ * connection has no socket yet, and tells by the connection.
+ */
+export function hasClosed ({ reply, request }: Exchange): boolean {
+  const raw = reply.raw as { destroyed?: boolean, socket: unknown, stream?: { destroyed: boolean } | null }
+  if (raw.destroyed === true || raw.stream?.destroyed === true) return true
+  return raw.socket === null && request.raw.socket.destroyed
 }
 
 function pathOf (url: string): string {

@@ -136,7 +136,8 @@ export function noteError (reply: FastifyReply, exchange: Exchange | undefined, 
 
 function isStreamOfNobody (exchange: Exchange, error: Error): boolean {
   const { code } = error as NodeJS.ErrnoException
-  return exchange.lease?.state === 'collecting' && code === 'ERR_STREAM_PREMATURE_CLOSE' && hasClosed(exchange)
+  const { lease } = exchange
+  return lease !== undefined && lease.state !== 'held' && code === 'ERR_STREAM_PREMATURE_CLOSE' && hasClosed(exchange)
 }
 
 type HookName = 'onRequest' | 'preParsing' | 'preValidation' | 'preHandler' | 'onError'
