@@ -1,4 +1,5 @@
 import { splitParameters } from '../parameters.ts'
+import { ClosedTransactions } from './closed.ts'
 import type { Database, Row } from '../database.ts'
 
 /** As much of a transaction of Drizzle as is used. */
@@ -21,11 +22,13 @@ export interface DrizzleSql {
  * Options: Drizzle's own configuration of a transaction.
  */
 export function viaDrizzle<Tx extends DrizzleTx, Config> (db: DrizzleDb<Tx, Config>, sql: DrizzleSql): Database<Tx, Config> {
+  const closed = new ClosedTransactions<Tx>()
   return {
     async transaction (work, config) {
-      return await db.transaction(work, config)
+      return await closed.run(async work => await db.transaction(work, config), work)
     },
     async query (tx, text, values) {
+      closed.check(tx)
       const { strings, order } = splitParameters(text)
       const statement = sql(Object.assign(strings, { raw: strings }), ...order.map(n => values[n]))
       // pg and PGlite answer with an object, postgres with the rows themselves.
