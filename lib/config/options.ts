@@ -293,6 +293,15 @@ export function presentedConstraints (instance: FastifyInstance): RouteContext['
   return request => names.map(name => `\n${name} ${presented(request, name)}`).join('')
 }
 
+/**
+ * The constraint strategies of the application's own that routes of an instance use. A route that was declared before
+ * the plugin does not tell its values of them.
+ */
+export function customStrategies (instance: FastifyInstance): string[] {
+  const names = Array.from(instance.printRoutes({ commonPrefix: false }).matchAll(/[{,]"([^"]+)":/g), ([, name]) => name as string)
+  return [...new Set(names)].filter(name => name !== 'host' && name !== 'version' && instance.hasConstraintStrategy(name))
+}
+
 /** As Fastify's own strategies derive it. */
 function presented ({ headers }: FastifyRequest, name: string): string | undefined {
   if (name === 'host') return String(headers.host ?? headers[':authority'])

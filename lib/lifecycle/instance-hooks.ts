@@ -1,7 +1,7 @@
 import { tracingChannel } from 'node:diagnostics_channel'
 import type { Readable } from 'node:stream'
 import type { FastifyInstance, FastifyRequest } from 'fastify'
-import { presentedConstraints, routeConfig, type RouteContext } from '../config/options.ts'
+import { customStrategies, presentedConstraints, routeConfig, type RouteContext } from '../config/options.ts'
 import { errorFrom } from '../lease/store-calls.ts'
 import { handlerEnded, handlerFailed } from './after-close.ts'
 import { noteRefusal } from './answer.ts'
@@ -96,6 +96,7 @@ class EarlyRoutes {
   readonly #core: Core
   readonly #known = new WeakMap<object, RouteContext | null>()
   readonly #seen = new WeakSet<object>()
+  #strategies: string[] | undefined
 
   constructor (core: Core, instance: FastifyInstance) {
     this.#core = core
@@ -124,12 +125,22 @@ class EarlyRoutes {
     let route = this.#known.get(config)
     if (route === undefined) {
       const found = routeConfig(this.#core.config, config.idempotency, [method].flat(), String(url))
+      if (found?.covered.has(request.method) === true) this.#refuseStrategies(request)
       route = found?.covered.has(request.method) !== true
         ? null
         : { ...found.route, bodyLimit: bodyLimit as number, constraints: presentedConstraints(request.server) }
       this.#known.set(config, route)
     }
     return route ?? undefined
+  }
+
+  /** @throws {Error} where two routes could not be told apart, so that one would replay the other's response. */
+  #refuseStrategies (request: FastifyRequest): void {
+    this.#strategies ??= customStrategies(request.server)
+    const [name] = this.#strategies
+    if (name === undefined) return
+    throw new Error(`fastify-idempotency: ${routeOf(request)} was declared before the plugin was loaded, so that its ` +
+      `value of the constraint '${name}' cannot be told; write \`await app.register(idempotency)\` before the route`)
   }
 }
 
@@ -178,8 +189,12 @@ class HandlerTracing {
   }
 }
 
+function routeOf ({ method, routeOptions }: FastifyRequest): string {
+  return `${method} ${String(routeOptions.url)}`
+}
+
 function tooLate (request: FastifyRequest): Error {
-  return new Error(`fastify-idempotency: ${request.method} ${String(request.routeOptions.url)} was declared before ` +
+  return new Error(`fastify-idempotency: ${routeOf(request)} was declared before ` +
     'the plugin was loaded, so that hook: \'preHandler\' cannot be honoured; write `await app.register(idempotency)` ' +
     'before the route')
 }
