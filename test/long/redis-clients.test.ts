@@ -1,12 +1,12 @@
 import { Redis as Redis5 } from 'ioredis-5'
 import { Redis as Valkey } from 'iovalkey'
 import t, { type Test } from 'tap'
-import { RedisStore, type RedisStoreClient } from '../lib/index.ts'
-import { storeAppTests, storeTests, type Outage, type StoreTestOptions } from '../lib/store-tests.ts'
-import { until } from './fixtures/app.ts'
-import { connectCluster, startCluster } from './fixtures/cluster.ts'
-import { startProxy } from './fixtures/proxy.ts'
-import { connect, startRedis, type RedisServer } from './fixtures/redis.ts'
+import { RedisStore, type RedisStoreClient } from '../../lib/index.ts'
+import { storeAppTests, storeTests, type Outage, type StoreTestOptions } from '../../lib/store-tests.ts'
+import { until } from '../fixtures/app.ts'
+import { connectCluster, startCluster } from '../fixtures/cluster.ts'
+import { startProxy } from '../fixtures/proxy.ts'
+import { connect, startRedis, type RedisServer } from '../fixtures/redis.ts'
 
 /** The clients that the README names, each through the whole suite, on a server that is frozen or cut off. */
 

@@ -5,11 +5,11 @@ import { readFile } from 'node:fs/promises'
 import type { FastifyInstance } from 'fastify'
 import Fastify from 'fastify'
 import t, { type Test } from 'tap'
-import idempotency, { IDEMPOTENCY_EVENTS, MemoryStore, RedisStore, type FastifyIdempotencyOptions, type IdempotencyEvent } from '../lib/index.ts'
-import { gate, redisServer, start, stopRedis, until, type Mode, type TestApp } from './fixtures/app.ts'
-import { fails, faulty } from './fixtures/faulty.ts'
-import { Instance } from './fixtures/instances.ts'
-import { connect, startRedis } from './fixtures/redis.ts'
+import idempotency, { IDEMPOTENCY_EVENTS, MemoryStore, RedisStore, type FastifyIdempotencyOptions, type IdempotencyEvent } from '../../lib/index.ts'
+import { gate, redisServer, start, stopRedis, until, type Mode, type TestApp } from '../fixtures/app.ts'
+import { fails, faulty } from '../fixtures/faulty.ts'
+import { Instance } from '../fixtures/instances.ts'
+import { connect, startRedis } from '../fixtures/redis.ts'
 
 t.teardown(stopRedis)
 

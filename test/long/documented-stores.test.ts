@@ -2,13 +2,13 @@ import { mkdir, readFile, rm, writeFile } from 'node:fs/promises'
 import { fileURLToPath, pathToFileURL } from 'node:url'
 import t from 'tap'
 import ts from 'typescript'
-import { RedisStore, type RedisStoreClient, type IdempotencyStore } from '../lib/index.ts'
-import { storeAppTests, storeTests, type StoreTestOptions } from '../lib/store-tests.ts'
-import { startRedis } from './fixtures/redis.ts'
+import { RedisStore, type RedisStoreClient, type IdempotencyStore } from '../../lib/index.ts'
+import { storeAppTests, storeTests, type StoreTestOptions } from '../../lib/store-tests.ts'
+import { startRedis } from '../fixtures/redis.ts'
 
 /** The code of docs/stores.md is run as it stands there. */
 
-const root = fileURLToPath(new URL('..', import.meta.url))
+const root = fileURLToPath(new URL('../..', import.meta.url))
 /** Where nothing else looks for code, and packages resolve. */
 const folder = `${root}test/fixtures/.documented-${process.pid}/`
 await mkdir(folder)

@@ -2,9 +2,9 @@ import { readdir, readFile } from 'node:fs/promises'
 import { homedir } from 'node:os'
 import { fileURLToPath } from 'node:url'
 import t from 'tap'
-import { compile, createProject, REPLAYED, replay, RESOLUTIONS, sameByRequire, TYPESCRIPTS } from './fixtures/package/consumers.ts'
+import { compile, createProject, REPLAYED, replay, RESOLUTIONS, sameByRequire, TYPESCRIPTS } from '../fixtures/package/consumers.ts'
 
-const root = fileURLToPath(new URL('..', import.meta.url))
+const root = fileURLToPath(new URL('../..', import.meta.url))
 const project = await createProject(root)
 t.teardown(project.remove)
 const packed = `${project.folder}node_modules/fastify-idempotency/`

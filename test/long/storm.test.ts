@@ -1,5 +1,5 @@
 import t from 'tap'
-import { storm } from './fixtures/storm/storm.ts'
+import { storm } from '../fixtures/storm/storm.ts'
 
 t.test('G1, G2, G5, G6: a storm of clients and faults leaves one answer per key, and no key stuck', async t => {
   const { distinct, unexplained, repeated, stuck, wrong, kills, freezes, evidence, seed } = await storm({ keys: 150, requests: 3000, every: 250 })

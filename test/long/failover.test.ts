@@ -1,11 +1,11 @@
 import { randomUUID } from 'node:crypto'
 import type { Cluster, Redis } from 'ioredis'
 import t, { type Test } from 'tap'
-import { RedisStore } from '../lib/index.ts'
-import { gate, start, until } from './fixtures/app.ts'
-import { connectCluster, startCluster } from './fixtures/cluster.ts'
-import { startProxy } from './fixtures/proxy.ts'
-import { connect, startRedis, type RedisServer } from './fixtures/redis.ts'
+import { RedisStore } from '../../lib/index.ts'
+import { gate, start, until } from '../fixtures/app.ts'
+import { connectCluster, startCluster } from '../fixtures/cluster.ts'
+import { startProxy } from '../fixtures/proxy.ts'
+import { connect, startRedis, type RedisServer } from '../fixtures/redis.ts'
 
 /** A replica that `primary` counts as one: it may take a second from the first sync on. */
 async function replicaOf (t: Test, primary: number, way = primary): Promise<RedisServer & { client: Redis, isLinked: () => Promise<boolean> }> {

@@ -1,9 +1,9 @@
 import t from 'tap'
-import { MemoryStore, type IdempotencyStore } from '../lib/index.ts'
-import { storeAppTests, storeTests, type StoreTestOptions } from '../lib/store-tests.ts'
-import { BROKEN, plain } from './fixtures/broken-stores.ts'
-import { BROKEN_WATCHES } from './fixtures/broken-watches.ts'
-import { remote, SOUND, UNSOUND } from './fixtures/remote-store.ts'
+import { MemoryStore, type IdempotencyStore } from '../../lib/index.ts'
+import { storeAppTests, storeTests, type StoreTestOptions } from '../../lib/store-tests.ts'
+import { BROKEN, plain } from '../fixtures/broken-stores.ts'
+import { BROKEN_WATCHES } from '../fixtures/broken-watches.ts'
+import { remote, SOUND, UNSOUND } from '../fixtures/remote-store.ts'
 
 /** The suite that users put their stores through must pass what is sound and see what is not. */
 

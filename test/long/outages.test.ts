@@ -1,10 +1,10 @@
 import t from 'tap'
-import type { StoreClaim, IdempotencyError } from '../lib/index.ts'
-import { MemoryStore } from '../lib/index.ts'
-import { storeKey } from '../lib/protocol/fingerprint.ts'
-import { failBehind, gate, start, until } from './fixtures/app.ts'
-import { fails, faulty, hangs, listen, type Faults } from './fixtures/faulty.ts'
-import { connect, startRedis } from './fixtures/redis.ts'
+import type { StoreClaim, IdempotencyError } from '../../lib/index.ts'
+import { MemoryStore } from '../../lib/index.ts'
+import { storeKey } from '../../lib/protocol/fingerprint.ts'
+import { failBehind, gate, start, until } from '../fixtures/app.ts'
+import { fails, faulty, hangs, listen, type Faults } from '../fixtures/faulty.ts'
+import { connect, startRedis } from '../fixtures/redis.ts'
 
 for (const answers of ['at once', 'later']) {
   t.test(`G10: a kept response that cannot be sent is an error, and the process lives; the store answers ${answers}`, async t => {

@@ -3,10 +3,10 @@ import { once } from 'node:events'
 import { cp, mkdir, readFile, rm, writeFile } from 'node:fs/promises'
 import { fileURLToPath } from 'node:url'
 import t from 'tap'
-import { loader } from './fixtures/loader.ts'
-import { MUTANTS, type Mutant } from './fixtures/mutants.ts'
+import { loader } from '../fixtures/loader.ts'
+import { MUTANTS, type Mutant } from '../fixtures/mutants.ts'
 
-const root = fileURLToPath(new URL('..', import.meta.url))
+const root = fileURLToPath(new URL('../..', import.meta.url))
 const folder = `${root}.mutants/`
 t.teardown(async () => { await rm(folder, { recursive: true, force: true }) })
 

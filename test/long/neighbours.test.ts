@@ -6,14 +6,14 @@ import rateLimit from '@fastify/rate-limit'
 import redis from '@fastify/redis'
 import Fastify, { type FastifyInstance } from 'fastify'
 import t from 'tap'
-import idempotency, { MemoryStore, type FastifyIdempotencyOptions } from '../lib/index.ts'
-import { redisServer, start, stopRedis, STORES, type Mode } from './fixtures/app.ts'
-import { beyond } from './fixtures/neighbours/beyond.ts'
-import { bodies } from './fixtures/neighbours/bodies.ts'
-import { identity } from './fixtures/neighbours/identity.ts'
-import { ORDERS, table } from './fixtures/neighbours/neighbour.ts'
-import { responses } from './fixtures/neighbours/responses.ts'
-import { traffic } from './fixtures/neighbours/traffic.ts'
+import idempotency, { MemoryStore, type FastifyIdempotencyOptions } from '../../lib/index.ts'
+import { redisServer, start, stopRedis, STORES, type Mode } from '../fixtures/app.ts'
+import { beyond } from '../fixtures/neighbours/beyond.ts'
+import { bodies } from '../fixtures/neighbours/bodies.ts'
+import { identity } from '../fixtures/neighbours/identity.ts'
+import { ORDERS, table } from '../fixtures/neighbours/neighbour.ts'
+import { responses } from '../fixtures/neighbours/responses.ts'
+import { traffic } from '../fixtures/neighbours/traffic.ts'
 
 t.teardown(stopRedis)
 
@@ -128,10 +128,10 @@ t.test('a start-up warning tells of @fastify/redis that came too late to be used
 })
 
 t.test('the table in the docs is what these tests have shown', async t => {
-  const page = new URL('../docs/hooks-and-plugins.md', import.meta.url)
+  const page = new URL('../../docs/hooks-and-plugins.md', import.meta.url)
   const text = readFileSync(page, 'utf8')
   const [shown = ''] = /(?<=<!-- neighbours -->\n)[^]*?(?=<!-- \/neighbours -->)/.exec(text) ?? []
   const made = `${table([...proven])}\n`
   if (process.env.UPDATE_DOCS === '1') writeFileSync(page, text.replace(`<!-- neighbours -->\n${shown}<!--`, () => `<!-- neighbours -->\n${made}<!--`))
-  else t.same(shown.split('\n'), made.split('\n'), 'UPDATE_DOCS=1 npx tap test/neighbours.test.ts writes it')
+  else t.same(shown.split('\n'), made.split('\n'), 'UPDATE_DOCS=1 npx tap test/long/neighbours.test.ts writes it')
 })

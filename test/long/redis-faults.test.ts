@@ -1,8 +1,8 @@
 import t from 'tap'
-import { until } from './fixtures/app.ts'
-import { instances, type Pair } from './fixtures/instances.ts'
-import { connect, startRedis, type RedisServer } from './fixtures/redis.ts'
-import { play, type Cell, type Scene, type Stopped } from './fixtures/scene.ts'
+import { until } from '../fixtures/app.ts'
+import { instances, type Pair } from '../fixtures/instances.ts'
+import { connect, startRedis, type RedisServer } from '../fixtures/redis.ts'
+import { play, type Cell, type Scene, type Stopped } from '../fixtures/scene.ts'
 
 /** What becomes of a key when Redis dies, freezes or forgets, at each step of the request that holds it. */
 

@@ -1,8 +1,8 @@
 import { randomUUID } from 'node:crypto'
 import t from 'tap'
-import { redisServer, stopRedis, until } from './fixtures/app.ts'
-import { instances, type Pair } from './fixtures/instances.ts'
-import { play, type Cell, type Stopped } from './fixtures/scene.ts'
+import { redisServer, stopRedis, until } from '../fixtures/app.ts'
+import { instances, type Pair } from '../fixtures/instances.ts'
+import { play, type Cell, type Stopped } from '../fixtures/scene.ts'
 
 /** What becomes of a key when the instance that holds it is killed, frozen, or has its clock set, at each step. */
 
