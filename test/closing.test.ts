@@ -148,7 +148,7 @@ for (const mode of MODES) {
       const { lines, fastify } = logged()
       const app = Fastify(fastify)
       await withPlugin(mode, { ...await storeOptions(mode), closeTimeout: ends ? LONG : SHORT })(app, () => {
-        app.post('/', { handlerTimeout: 20 }, async () => { await go.promise; return 'late' })
+        app.post('/', { handlerTimeout: 500 }, async () => { await go.promise; return 'late' })
       })
       await app.listen({ port: 0, host: '127.0.0.1' })
       t.equal((await send((app.server.address() as AddressInfo).port, { key: 'k' })).status, 503)
@@ -194,6 +194,24 @@ class HeldBack extends MemoryStore {
     return super.watch(...args)
   }
 }
+
+t.test('G6, G14: app.close() waits for the claim of a request that was answered before it', async t => {
+  const store = new HeldBack(false)
+  const { lines, fastify } = logged()
+  let runs = 0
+  const app = Fastify(fastify)
+  await app.register(idempotency, { store, closeTimeout: LONG, storeTimeout: LONG })
+  app.post('/', { handlerTimeout: 20 }, async () => { runs++ })
+  await app.listen({ port: 0, host: '127.0.0.1' })
+  const answers = store.hold = gate()
+  t.equal((await send((app.server.address() as AddressInfo).port, { key: 'k' })).status, 503)
+  const closed = app.close()
+  setTimeout(answers.open, 20)
+  await closed
+  t.equal((await app.idempotency.inspect({ key: 'k' }))?.state, 'freed')
+  t.equal(runs, 0)
+  t.same(told(lines), [])
+})
 
 for (const polled of [false, true]) {
   t.test(`G14: duplicates that wait for a holder do not hold up app.close(), wherever they are on their way (${polled ? 'polled' : 'woken'})`, async t => {

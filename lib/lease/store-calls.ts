@@ -23,6 +23,9 @@ export class StoreCalls {
   /** Operations that are out past their time. */
   #late = 0
   #lateAt = 0
+  /** Operations that are out within their time. */
+  #pending = 0
+  readonly #idle: Array<() => void> = []
 
   constructor (store: IdempotencyStore, ms: number) {
     this.store = store
@@ -57,6 +60,15 @@ export class StoreCalls {
     this.#call(() => this.store.close?.(), () => undefined, done)
   }
 
+  get isIdle (): boolean {
+    return this.#pending === 0
+  }
+
+  /** Settles once no operation is under way. What is out past its time is not waited for. */
+  async idle (): Promise<void> {
+    if (!this.isIdle) await new Promise<void>(resolve => { this.#idle.push(resolve) })
+  }
+
   #call<T> (operation: () => StoreAnswer<unknown>, check: (answer: unknown) => T, done: Answer<T>, onLate?: Answer<T>): void {
     const isProbe = this.#late >= MAX_LATE
     if (isProbe) {
@@ -80,12 +92,14 @@ export class StoreCalls {
 
   #wait<T> (pending: Promise<unknown>, check: (answer: unknown) => T, isProbe: boolean, done: Answer<T>, onLate?: Answer<T>): void {
     let state: 'pending' | 'settled' | 'late' = 'pending'
+    this.#pending++
     const expire = (): void => {
       if (state === 'settled') return
       state = 'late'
       this.#late = Math.min(this.#late + 1, MAX_LATE)
       this.#lateAt = performance.now()
       done(new StoreTimeout(`The store did not answer within ${this.#ms} ms`))
+      this.#over()
     }
     // A process that was frozen runs its timers first: what has arrived meanwhile must still be read.
     const timer = setTimeout(() => setImmediate(expire), this.#ms).unref()
@@ -95,7 +109,8 @@ export class StoreCalls {
       state = 'settled'
       if (!wasLate) {
         if (this.#late > 0) this.#answered(isProbe)
-        return done(error, value)
+        done(error, value)
+        return this.#over()
       }
       this.#late = Math.max(0, this.#late - 1)
       onLate?.(error, value)
@@ -109,6 +124,11 @@ export class StoreCalls {
       }
       settle(null, value)
     }, (error: unknown) => settle(errorFrom(error)))
+  }
+
+  /** What came of the operation has begun what follows from it. */
+  #over (): void {
+    if (--this.#pending === 0) for (const resolve of this.#idle.splice(0)) resolve()
   }
 
   /** An answer in time: the store is there, and of those that are out some may never come. */

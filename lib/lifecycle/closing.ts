@@ -14,7 +14,7 @@ export function addCloseHooks (core: Core, instance: FastifyInstance): void {
     done()
   })
   instance.addHook('onClose', async () => {
-    await within(left(), Promise.all([renewals.idle(), backlog.idle()]))
+    await within(left(), idle(core))
     const leases = renewals.all()
     const ids = [...leases.map(({ holder }) => holder.id), ...backlog.stop()]
     if (ids.length > 0) {
@@ -33,6 +33,16 @@ export function addCloseHooks (core: Core, instance: FastifyInstance): void {
       })
     }))
   })
+}
+
+/** Settles once nothing is under way. A claim that is answered may be granted, and its key be released then. */
+async function idle ({ renewals, backlog, calls }: Core): Promise<void> {
+  for (;;) {
+    await renewals.idle()
+    await backlog.idle()
+    if (calls.isIdle) return
+    await calls.idle()
+  }
 }
 
 /** What is left is waited for this long at least: Fastify may have taken all of the time. */
