@@ -1,4 +1,5 @@
 import { randomUUID } from 'node:crypto'
+import { inspect } from 'node:util'
 import type { FastifyReply, FastifyRequest } from 'fastify'
 import type { RouteContext } from '../config/options.ts'
 import type { Holder, Lease } from '../lease/lease.ts'
@@ -76,6 +77,11 @@ export class Exchange implements Holder {
     const slot = this.request as Slot
     slot[kExchange] = undefined
     this.reply.raw.once('close', () => this.body.discard())
+  }
+
+  /** What console.log of a request shows of it: a kept response, or a credential, may be among the rest. */
+  [inspect.custom] (): unknown {
+    return { id: this.id, attempt: this.attempt, replayed: this.replay !== undefined }
   }
 
   get storeKey (): string {
