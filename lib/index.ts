@@ -1,7 +1,8 @@
-import type { FastifyInstance } from 'fastify'
+import type { FastifyInstance, FastifyPluginAsync } from 'fastify'
 import fp from 'fastify-plugin'
 import { chooseStore } from './config/choose-store.ts'
-import { parseOptions, type FastifyIdempotencyOptions, type IdempotencyRouteOptions } from './config/options.ts'
+import { parseOptions } from './config/config.ts'
+import type { FastifyIdempotencyOptions, IdempotencyRouteOptions } from './config/options.ts'
 import { Backlog } from './lease/backlog.ts'
 import { Renewals } from './lease/renewal.ts'
 import { StoreCalls } from './lease/store-calls.ts'
@@ -57,7 +58,7 @@ function hasRoutes (instance: FastifyInstance): boolean {
   return instance.printRoutes() !== '(empty tree)'
 }
 
-export const fastifyIdempotency = fp(plugin, { fastify: '5.x', name: 'fastify-idempotency' })
+export const fastifyIdempotency: FastifyPluginAsync<FastifyIdempotencyOptions> = fp(plugin, { fastify: '5.x', name: 'fastify-idempotency' })
 export default fastifyIdempotency
 
 export type { FastifyIdempotencyOptions, IdempotencyRouteOptions, IdempotencyStage } from './config/options.ts'

@@ -1,6 +1,7 @@
 import type { FastifySchema } from 'fastify'
 import { answersOf, type Answer, type Json } from './openapi/answers.ts'
-import { parseOptions, type Config, type FastifyIdempotencyOptions } from './config/options.ts'
+import { parseOptions, type Config } from './config/config.ts'
+import type { FastifyIdempotencyOptions } from './config/options.ts'
 import { participants } from './config/participants.ts'
 
 /** What `documentRoute` is to know beside the options. */

@@ -65,7 +65,7 @@ async function setUp (t: Test, fault: Cell['fault'], failing: boolean) {
   const entered = gate()
   const finish = gate()
   const { app, post } = await start(t, 'memory', {
-    options: { store: undefined as never, redis: client, keyPrefix: `${randomUUID()}:`, lease: LEASE, storeTimeout: 10_000 },
+    options: { redis: client, keyPrefix: `${randomUUID()}:`, lease: LEASE, storeTimeout: 10_000 },
     routes: app => {
       app.post('/', async (request, reply) => {
         const { attempt = 0 } = request.idempotency ?? {}

@@ -29,7 +29,7 @@ function leaseIn (state: LeaseState): Lease {
     token: 'token',
     started: true,
     bodyLength: 0,
-    route: { lease: 1_000, ttl: 1_000, retryAfter: 1 },
+    route: { lease: 1_000, ttl: 1_000, retryAfter: 1, keyName: 'Idempotency-Key' },
     knownFingerprint: () => ''
   }
   const lease = new Lease(holder, 0)

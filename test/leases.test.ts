@@ -425,7 +425,7 @@ t.test('G10: an answer that is there already counts, though the process was froz
       return await answer
     }
   }
-  const { post } = await start(t, 'memory', { options: { store: undefined as never, redis, keyPrefix: prefix, storeTimeout: 50 }, routes: app => app.post('/', async () => 'ok') })
+  const { post } = await start(t, 'memory', { options: { redis, keyPrefix: prefix, storeTimeout: 50 }, routes: app => app.post('/', async () => 'ok') })
   t.equal((await post('k', '{}')).status, 200)
 })
 

@@ -34,7 +34,7 @@ for (const mode of MODES) {
       remove: key => real.remove(key)
     }
     const { port, post } = await start(t, mode, {
-      options: { store: slow, redis: undefined as never, storeTimeout: 60_000 },
+      options: { store: slow, storeTimeout: 60_000 },
       routes: app => {
         app.post('/value', async () => ({ id: randomUUID() }))
         app.post('/stream', async (_request, reply) => await reply.send(Readable.from(['first', 'second', 'last'], { objectMode: true })))
@@ -470,7 +470,6 @@ for (const mode of STORES) {
     let runs = 0
     const { port, app } = await start(t, mode, {
       options: {
-        redis: undefined as never,
         store: {
           claim: async (key, request) => { claiming.open(); await answer.promise; return await real.claim(key, request) },
           renew: (...args) => real.renew(...args),

@@ -101,7 +101,7 @@ for (const profile of ['default', 'ietf'] as const) {
       const go = gate()
       const schema = { response: { 201: { description: 'Paid', type: 'object', properties: { id: { type: 'string' } } } } }
       const { find, post } = await documented(t, {
-        options: { store, errors, profile, docsUrl: 'https://docs.example.com/errors', required: true, abandoned: 'reject', retryAfter: 7, maxKeyLength: 40 },
+        options: { store, errors, profile, docsUrl: 'https://docs.example.com/errors', required: true, abandoned: 'reject', retryAfter: '7s', maxKeyLength: 40 },
         routes: app => {
           app.post('/pay', { schema }, async (_request, reply) => await reply.code(201).send({ id: 'p1' }))
           app.post('/slow', { schema }, async (_request, reply) => { running.open(); await go.promise; return await reply.code(201).send({ id: 'p2' }) })

@@ -30,7 +30,7 @@ for (const mode of MODES) {
     const entered = gate()
     const finish = gate()
     const { post } = await start(t, mode, {
-      options: { retryAfter: 3 },
+      options: { retryAfter: '3s' },
       routes: app => app.post('/', async () => {
         runs++
         entered.open()

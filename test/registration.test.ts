@@ -4,92 +4,13 @@ import redis, { type FastifyRedis } from '@fastify/redis'
 import Fastify, { type FastifyReply, type FastifyRequest } from 'fastify'
 import fp from 'fastify-plugin'
 import t from 'tap'
-import idempotency, { fastifyIdempotency, MemoryStore, RedisStore, type FastifyIdempotencyOptions } from '../lib/index.ts'
+import idempotency, { fastifyIdempotency, MemoryStore, RedisStore } from '../lib/index.ts'
 import { gate, MODES, redisClient, redisServer, send, start, stopRedis, STORES } from './fixtures/app.ts'
 import { loader } from './fixtures/loader.ts'
 
 t.teardown(stopRedis)
 
 const handler = async (): Promise<string> => 'ok'
-
-t.test('a wrong or unknown option fails at start-up with an error that names it', async t => {
-  const wrong: Array<[unknown, RegExp]> = [
-    [{ tll: 5 }, /unknown option "tll"; the options here are .*ttl/],
-    [{ ttl: 0 }, /option "ttl" must be a whole number of milliseconds from 1.*got 0/],
-    [{ ttl: '24h' }, /option "ttl".*got '24h'/],
-    [{ ttl: 2 ** 44 }, /option "ttl" must be a whole number of milliseconds from 1 to 8796093022208/],
-    [{ ttl: 1.5 }, /option "ttl"/],
-    [{ lease: 2 ** 31 }, /option "lease" must be .* to 2147483647/],
-    [{ keyPrefix: 5 }, /option "keyPrefix" must be a string/],
-    [{ keyPrefix: 'x'.repeat(1_001) }, /at most 1,000 characters/],
-    [{ keyPrefix: '\ud800:' }, /without half a surrogate pair/],
-    [{ global: 'yes' }, /option "global" must be true or false/],
-    [{ methods: 'POST' }, /option "methods" must be an array of HTTP methods/],
-    [{ methods: [] }, /option "methods"/],
-    [{ headerName: 'a b' }, /option "headerName" must be the name of a header field/],
-    [{ replayedHeaderName: '' }, /option "replayedHeaderName"/],
-    [{ key: 'id' }, /option "key" must be a function/],
-    [{ maxKeyLength: -1 }, /option "maxKeyLength" must be a whole number of characters/],
-    [{ required: 1 }, /option "required" must be true or false/],
-    [{ scope: 'tenant' }, /option "scope" must be a function/],
-    [{ fingerprint: {} }, /option "fingerprint" must be a function that answers at once, got {}/],
-    [{ fingerprint: async () => 'x' }, /option "fingerprint" must be a function that answers at once, got an async function/],
-    [{ errors: async () => 'x' }, /option "errors" must be .* or a function that answers at once/],
-    [{ inFlight: { wait: 5n } }, /option "inFlight" must be .*, got { wait: 5n }/],
-    [{ methods: ['POST', 'PSOT'] }, /option "methods" has 'PSOT', which this Fastify instance does not support/],
-    [{ hook: 'onSend' }, /option "hook" must be one of 'onRequest', 'preParsing', 'preValidation', 'preHandler'/],
-    [{ abandoned: 'ignore' }, /option "abandoned" must be one of 'retry', 'reject'/],
-    [{ inFlight: 'wait' }, /option "inFlight" must be 'reject' or { wait/],
-    [{ inFlight: { wait: 0 } }, /option "inFlight"/],
-    [{ inFlight: { wait: 5, more: 1 } }, /option "inFlight"/],
-    [{ inFlight: null }, /option "inFlight".*got null/],
-    [{ retryAfter: 0.5 }, /option "retryAfter" must be a whole number of seconds/],
-    [{ cacheable: [200] }, /option "cacheable" must be a function/],
-    [{ maxResponseBytes: -1 }, /option "maxResponseBytes" must be a whole number of bytes/],
-    [{ replayHeaders: ['x'] }, /option "replayHeaders" must be a function/],
-    [{ onStoreError: 'crash' }, /option "onStoreError" must be one of 'reject', 'bypass'/],
-    [{ storeTimeout: Infinity }, /option "storeTimeout"/],
-    [{ errors: 'xml' }, /option "errors" must be one of 'envelope', 'problem', 'throw', or a function/],
-    [{ docsUrl: '/errors' }, /option "docsUrl" must be an absolute URL/],
-    [{ profile: 'rfc' }, /option "profile" must be one of 'default', 'ietf'/],
-    [{ store: {} }, /option "store".*has no method "claim"/],
-    [{ store: null }, /option "store"/],
-    [{ store: new MemoryStore(), redis: {} }, /options "store" and "redis" exclude each other/],
-    [{ store: new MemoryStore(), minReplicas: 1 }, /"minReplicas" belongs to the option "redis"/],
-    [{ minReplicas: 1 }, /"minReplicas" needs Redis/],
-    [{ minReplicas: -1 }, /"minReplicas" must be a whole number of replicas/],
-    [{ redis: { callBuffer () {} }, minReplicas: 1 }, /"minReplicas" needs a client with the method "pipeline"/],
-    [{ redis: 'redis://x' }, /option "redis" must be an ioredis client/],
-    [{ redis: { set () {} } }, /option "redis" must be an ioredis client.*callBuffer/],
-    [{ redis: () => {} }, /option "redis" must be an ioredis client/],
-    [{ cacheable: () => true, ttl: () => 5 }, /option "ttl".*got a function/]
-  ]
-  for (const [options, message] of wrong) {
-    const app = Fastify()
-    await t.rejects(async () => await app.register(idempotency, options as FastifyIdempotencyOptions), message)
-  }
-  for (const options of [{ ttl: undefined }, { maxResponseBytes: 0 }, { profile: 'default' as const }]) {
-    const app = Fastify()
-    await app.register(idempotency, options as FastifyIdempotencyOptions)
-    await app.close()
-  }
-})
-
-t.test('a wrong route option names the route', async t => {
-  const app = Fastify()
-  await app.register(idempotency)
-  const declare = (config: unknown, method = 'POST', url = '/x') => () => { app.route({ method, url, config: { idempotency: config as boolean }, handler }) }
-  t.throws(declare({ ttl: -1 }), /config\.idempotency of POST \/x: option "ttl"/)
-  t.throws(declare({ tll: 1 }), /POST \/x: unknown option "tll"/)
-  t.throws(declare({ store: {} }), /POST \/x: option "store" cannot be set per route/)
-  t.throws(declare('yes'), /POST \/x: must be true, false or an object of options, got 'yes'/)
-  t.throws(declare([]), /must be true, false/)
-  t.throws(declare(null), /must be true, false/)
-  t.doesNotThrow(declare(true, 'PUT', '/y'))
-  t.throws(declare({}, 'GET', '/w'), /GET \/w has no effect: GET, HEAD, OPTIONS, TRACE never take part/)
-  t.doesNotThrow(declare(false, 'GET', '/g'))
-  await app.close()
-})
 
 t.test('a wrong option of a route declared before the plugin is told when it is used', async t => {
   const { post, call } = await start(t, 'memory, routes declared first', {

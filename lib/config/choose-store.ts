@@ -2,7 +2,7 @@ import type { FastifyInstance } from 'fastify'
 import type { IdempotencyStore } from '../stores/contract.ts'
 import { MemoryStore } from '../stores/memory/store.ts'
 import { RedisStore, wrongClient, type RedisStoreClient } from '../stores/redis/store.ts'
-import type { Config } from './options.ts'
+import type { Config } from './config.ts'
 
 /** The store that the options ask for; else Redis, where @fastify/redis is registered; else one in process. */
 export function chooseStore (instance: FastifyInstance, { store, redis, minReplicas, storeTimeout }: Config): { store: IdempotencyStore, fellBack: () => boolean } {
@@ -16,7 +16,10 @@ export function chooseStore (instance: FastifyInstance, { store, redis, minRepli
     throw new TypeError('fastify-idempotency: option "minReplicas" needs Redis; give a client with the option ' +
       '"redis", or register @fastify/redis first')
   }
-  instance.log.info('idempotency: no Redis client at hand; keys are kept in this process only')
+  // One instance's keys protect nobody from the others, and in production there are others, sooner or later.
+  const level = process.env.NODE_ENV === 'production' ? 'warn' : 'info'
+  instance.log[level]('idempotency: no Redis client at hand; keys are kept in this process only, and end with it. ' +
+    'Register @fastify/redis first or give the option "redis"; where it is meant, say so: store: new MemoryStore()')
   return { store: new MemoryStore(), fellBack: () => redisOf(instance) !== undefined }
 }
 

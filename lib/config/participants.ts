@@ -1,5 +1,5 @@
 import type { FastifyInstance } from 'fastify'
-import type { Config } from './options.ts'
+import type { Config } from './config.ts'
 
 export interface Participant {
   /** The plugin's options; `route` holds the route's own. */

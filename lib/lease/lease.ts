@@ -1,5 +1,6 @@
 import type { FastifyRequest } from 'fastify'
 import { publish, type Subject } from '../events.ts'
+import type { Wording } from '../protocol/verdict.ts'
 
 /**
  * `held`: the handler, or whoever replies, decides. `collecting`: the rest of the request's body, or a response's
@@ -26,7 +27,7 @@ export interface Holder extends Subject {
   readonly request: FastifyRequest
   readonly storeKey: string
   readonly token: string
-  readonly route: { readonly lease: number, readonly ttl: number, readonly retryAfter: number }
+  readonly route: Wording & { readonly lease: number, readonly ttl: number }
   /** The handler has begun. */
   readonly started: boolean
   /** Bytes of the request's body. */

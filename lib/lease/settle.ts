@@ -16,11 +16,11 @@ export function settle (deps: SettleDeps, lease: Lease, ending: Ending, done: (i
   deps.backlog.delete(lease)
   commit(deps, lease, ending, (error, taken) => {
     if (error === null) {
-      return done(taken === undefined ? undefined : evaluateClaim(taken, holder.knownFingerprint(), holder.route.retryAfter))
+      return done(taken === undefined ? undefined : evaluateClaim(taken, holder.knownFingerprint(), holder.route))
     }
     // Refused and nobody knows why, or silent for a lease: the reply may be a second outcome, so it must not be seen.
     const doubtful = lease.lost || lease.isOverdue()
     deps.backlog.add(lease, ending, error)
-    done(doubtful ? { refuse: inProgress(holder.route.retryAfter) } : undefined)
+    done(doubtful ? { refuse: inProgress(holder.route) } : undefined)
   })
 }

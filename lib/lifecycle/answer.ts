@@ -1,5 +1,5 @@
 import type { FastifyReply, FastifyRequest } from 'fastify'
-import type { RouteConfig } from '../config/options.ts'
+import type { RouteConfig } from '../config/config.ts'
 import { publish, type IdempotencyEventName } from '../events.ts'
 import { errorFrom } from '../lease/store-calls.ts'
 import { IdempotencyError, renderError, typeOf } from '../protocol/errors.ts'
@@ -147,14 +147,14 @@ function render (core: Core, request: FastifyRequest, reply: FastifyReply, route
     setRefusal(request, { core, route, error, rendered: true })
     return { thrown: error }
   }
-  let rendered
+  let rendered, fields
   try {
     rendered = renderError(error, request, errors, docsUrl)
+    fields = errors === 'problem' ? profile.fields(typeOf(error.code, docsUrl)) : {}
   } catch (thrown) {
     return { thrown: errorFrom(thrown) }
   }
-  reply.code(error.statusCode).header('content-type', rendered.contentType)
-  if (errors === 'problem') reply.headers(profile.fields(typeOf(error.code, docsUrl)))
+  reply.code(error.statusCode).header('content-type', rendered.contentType).headers(fields)
   // Bytes: the route's response schema would strip fields, and Fastify adds a charset to a string's type.
   return { payload: Buffer.from(rendered.payload) }
 }

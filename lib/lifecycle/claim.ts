@@ -1,5 +1,5 @@
 import type { FastifyReply, FastifyRequest } from 'fastify'
-import type { RouteConfig } from '../config/options.ts'
+import type { RouteConfig } from '../config/config.ts'
 import { loggable, publish } from '../events.ts'
 import { Lease } from '../lease/lease.ts'
 import { errorFrom, isPromise, StoreTimeout } from '../lease/store-calls.ts'
@@ -49,14 +49,14 @@ function keyFailed (exchange: Exchange, thrown: unknown, done: Done): void {
 }
 
 function withKey (exchange: Exchange, key: string | undefined, done: Done): void {
-  const { core, request, route } = exchange
+  const { request, route } = exchange
   if (key === undefined) {
-    if (route.required) return stop(exchange, keyMissing(core, request), done)
+    if (route.required) return stop(exchange, keyMissing(route, request), done)
     exchange.stepAside()
     unwatchEarly(exchange.reply)
     return done()
   }
-  const error = keyError(key, route.maxKeyLength)
+  const error = keyError(key, route)
   if (error instanceof IdempotencyError) return stop(exchange, error, done)
   if (error !== null) return done(error)
   let scope
@@ -83,15 +83,15 @@ function withScope (exchange: Exchange, key: string, scope: string | undefined, 
   claim(exchange, done)
 }
 
-function keyMissing (core: Core, { method }: FastifyRequest): IdempotencyError {
+function keyMissing ({ key, keyName }: RouteConfig, { method }: FastifyRequest): IdempotencyError {
   return new IdempotencyError('idempotency_key_missing',
-    `This ${method} requires the ${core.config.headerName} header. Send a fresh value, such as a UUID, for each ` +
+    `This ${method} requires ${key === undefined ? `the ${keyName} header` : `an ${keyName}`}. Send a fresh value, such as a UUID, for each ` +
     'operation, and the same one with each retry.')
 }
 
 /** Refuses a request without its key before anything else is done for it. */
 export function refuseMissing (core: Core, request: FastifyRequest, reply: FastifyReply, route: RouteConfig, done: Done): void {
-  refuse(core, request, reply, route, keyMissing(core, request), done)
+  refuse(core, request, reply, route, keyMissing(route, request), done)
 }
 
 /** Refuses a request that has no claim, and does nothing more for it. */
@@ -180,13 +180,13 @@ export function replayOrRun (exchange: Exchange, done: Done, waited = false): vo
   const patience = found.outcome === 'held' && route.inFlight !== 'reject' && !waited ? route.inFlight.wait : 0
   // A body that has been compared could not be parsed any more if the key came free.
   if (patience > 0 && !body.whole) return waitAndSee(exchange, patience, done)
-  if (!needsBody(found)) return give(exchange, evaluateClaim(found, '', route.retryAfter), patience, done)
+  if (!needsBody(found)) return give(exchange, evaluateClaim(found, '', route), patience, done)
   // Where its bytes may stand elsewhere, they are compared once the parser is done.
   if (body.readEarly && !body.whole && !recoverRawBody(exchange)) return done()
   body.drain('compare', error => {
     if (error !== undefined) return notCompared(exchange, error, done)
     try {
-      give(exchange, evaluateClaim(found, exchange.fingerprint, route.retryAfter), patience, done)
+      give(exchange, evaluateClaim(found, exchange.fingerprint, route), patience, done)
     } catch (thrown) {
       // A route's own fingerprint function, or a kept response that cannot be sent: nobody else would catch it.
       done(errorFrom(thrown))

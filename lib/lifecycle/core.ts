@@ -1,4 +1,4 @@
-import type { Config } from '../config/options.ts'
+import type { Config } from '../config/config.ts'
 import type { SettleDeps } from '../lease/settle.ts'
 import type { StartupWarnings } from './startup-warnings.ts'
 import type { Waiters } from './wait.ts'

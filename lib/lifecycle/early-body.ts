@@ -31,7 +31,7 @@ export function answerEarlyBody (exchange: Exchange): boolean {
     body.substitute(bytes)
   }
   if (claim.outcome === 'acquired') return false
-  answer(exchange, evaluateClaim(claim, exchange.fingerprint, route.retryAfter), error => { reply.send(error) })
+  answer(exchange, evaluateClaim(claim, exchange.fingerprint, route), error => { reply.send(error) })
   return true
 }
 

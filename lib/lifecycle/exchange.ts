@@ -1,7 +1,7 @@
 import { randomUUID } from 'node:crypto'
 import { inspect } from 'node:util'
 import type { FastifyReply, FastifyRequest } from 'fastify'
-import type { RouteContext } from '../config/options.ts'
+import type { RouteContext } from '../config/config.ts'
 import type { Holder, Lease } from '../lease/lease.ts'
 import { errorFrom } from '../lease/store-calls.ts'
 import { digestOf, fingerprintOf, stored } from '../protocol/fingerprint.ts'

@@ -1,10 +1,11 @@
 import type { FastifyRequest } from 'fastify'
 import { errorFrom } from '../lease/store-calls.ts'
 import { IdempotencyError } from '../protocol/errors.ts'
+import type { Wording } from '../protocol/verdict.ts'
 import { exchangeOf, type Exchange } from './exchange.ts'
 
 /** What `fastify-idempotency/sql` may know of a request that has a key, and nothing else. */
-export interface Execution {
+export interface Execution extends Wording {
   /** Names scope and key, hashed. */
   readonly id: string
   /** A UUID: whoever carries it holds the key, in the store. */
@@ -15,8 +16,6 @@ export interface Execution {
   readonly ttl: number
   /** Milliseconds after which a holder that has gone silent loses the key. */
   readonly lease: number
-  /** Seconds for `Retry-After`. */
-  readonly retryAfter: number
   /**
    * Waits for the whole body. Where nobody has begun to read it, rejects with an Error: waiting would never end.
    * Rejects with what the route's own function `fingerprint` throws.
@@ -40,7 +39,7 @@ export function executionOf (request: FastifyRequest): Execution | undefined {
   if (claim !== 'bypassed' && exchange.lease === undefined) {
     throw new Error('fastify-idempotency: the key of this request is not claimed; call this from the handler')
   }
-  const { ttl, lease, retryAfter } = route
+  const { ttl, lease, retryAfter, keyName } = route
   return {
     id,
     token,
@@ -48,6 +47,7 @@ export function executionOf (request: FastifyRequest): Execution | undefined {
     ttl,
     lease,
     retryAfter,
+    keyName,
     fingerprint: async () => await fingerprintOf(exchange),
     renew: async () => await renew(exchange)
   }

@@ -1,5 +1,5 @@
 import type { FastifyRequest } from 'fastify'
-import type { RouteConfig } from '../config/options.ts'
+import type { RouteConfig } from '../config/config.ts'
 import type { IdempotencyError } from '../protocol/errors.ts'
 import type { Core } from './core.ts'
 

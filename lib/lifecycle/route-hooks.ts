@@ -1,7 +1,9 @@
 import type { Readable } from 'node:stream'
 import type { FastifyInstance, FastifyReply, FastifyRequest, RouteOptions as FastifyRoute } from 'fastify'
-import { constraintsOf, isLate, routeConfig, type RouteContext } from '../config/options.ts'
+import type { RouteContext } from '../config/config.ts'
+import { constraintsOf } from '../config/constraints.ts'
 import { participants } from '../config/participants.ts'
+import { isLate, routeConfig } from '../config/route-config.ts'
 import { RequestBody } from '../request/body.ts'
 import { noteRefusal, replayFailed } from './answer.ts'
 import { claimKey, refuseMissing, replayOrRun } from './claim.ts'
@@ -70,7 +72,7 @@ export function addRouteHooks (core: Core, instance: FastifyInstance, declared: 
   declared.onSend = core.compressed ? [storing, ...own] : [...own, storing]
   declared.handler = wrapHandler(declared.handler)
   const claiming = { onRequest: undefined, preParsing, preValidation: late, preHandler: late }[route.hook]
-  core.warnings.add(declared, route.hook, claiming, core.compressed ? own.length : 0)
+  core.warnings.add({ route: declared, instance, config, taking: claiming, afterOurs: core.compressed ? own.length : 0 })
 }
 
 /** Starts to watch the request's body if the request may carry a key. */

@@ -1,10 +1,13 @@
 import type { FastifyInstance, RouteOptions as FastifyRoute } from 'fastify'
+import { hasDefaultScope, type RouteConfig } from '../config/config.ts'
 import { STAGES, type IdempotencyStage } from '../config/options.ts'
 
 /** A route that takes part, as `onRoute` saw it: later plugins change the same object. */
 interface Seen {
   route: FastifyRoute
-  stage: IdempotencyStage
+  /** Where it was declared. */
+  instance: FastifyInstance
+  config: RouteConfig
   /** The hook that takes the key in a later stage, and how many there were with it. */
   taking: unknown
   count: number
@@ -24,8 +27,8 @@ export class StartupWarnings {
     this.#added = ['@fastify/compress', '@fastify/otel'].filter(name => instance.hasPlugin(name)).length
   }
 
-  add (route: FastifyRoute, stage: IdempotencyStage, taking: unknown, afterOurs: number): void {
-    this.#seen.push({ route, stage, taking, count: hooksOf(route, stage).length, afterOurs })
+  add (seen: Omit<Seen, 'count'>): void {
+    this.#seen.push({ ...seen, count: hooksOf(seen.route, seen.config.hook).length })
   }
 
   /** To be called when all plugins are there. `forgotten`: whether a Redis client came too late to be used. */
@@ -39,6 +42,9 @@ export class StartupWarnings {
     warn(authenticatesLater, '@fastify/auth checks requests of these routes in a later stage than "hook": a replay is sent to anybody who has key, body and scope; set "hook" to that stage')
     warn(isOvertaken, 'hooks that a plugin registered after fastify-idempotency has added to the stage of "hook" do not see replays on these routes; register that plugin first')
     warn(({ afterOurs }) => afterOurs > this.#added, 'the response of these routes is kept before their own onSend hooks, which act on replays once more; register fastify-idempotency before @fastify/compress')
+    warn(knowsCallersByCookie, 'a cookie or session plugin is there, and these routes have no "scope": callers told ' +
+      'apart by a cookie alone share the anonymous scope, and one may get another\'s response; set "scope" to a function ' +
+      "of the caller, or to 'credentials' where Authorization or x-api-key tells callers apart")
     this.#seen = []
   }
 }
@@ -48,13 +54,20 @@ function hooksOf (route: FastifyRoute, stage: IdempotencyStage): unknown[] {
 }
 
 /** The function that `fastify.auth()` makes is told by its name alone. */
-function authenticatesLater ({ route, stage }: Seen): boolean {
-  const later = STAGES.slice(STAGES.indexOf(stage) + 1)
+function authenticatesLater ({ route, config }: Seen): boolean {
+  const later = STAGES.slice(STAGES.indexOf(config.hook) + 1)
   return later.some(name => hooksOf(route, name).some(hook => (hook as { name?: string }).name === 'bound _auth'))
 }
 
 /** A hook that is not found has been wrapped, as @fastify/otel does, which changes no order. */
-function isOvertaken ({ route, stage, taking, count }: Seen): boolean {
-  const hooks = hooksOf(route, stage)
+function isOvertaken ({ route, config, taking, count }: Seen): boolean {
+  const hooks = hooksOf(route, config.hook)
   return taking !== undefined && hooks.length > count && hooks.at(-1) !== taking
+}
+
+/** What @fastify/cookie, @fastify/session, @fastify/secure-session and @fastify/passport put on each request. */
+const COOKIE_DECORATORS = ['cookies', 'session', 'passport']
+
+function knowsCallersByCookie ({ instance, config }: Seen): boolean {
+  return hasDefaultScope(config) && COOKIE_DECORATORS.some(name => instance.hasRequestDecorator(name))
 }

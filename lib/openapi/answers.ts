@@ -1,5 +1,5 @@
-import { IdempotencyError, type IdempotencyErrorForm, type IdempotencyErrorCode } from '../protocol/errors.ts'
-import type { Config, RouteConfig } from '../config/options.ts'
+import { IdempotencyError, typeOf, type IdempotencyErrorForm, type IdempotencyErrorCode } from '../protocol/errors.ts'
+import type { Config, RouteConfig } from '../config/config.ts'
 
 export type Json = Record<string, unknown>
 
@@ -38,7 +38,7 @@ export function answersOf ({ route, profile, docsUrl }: Config): Map<number, Ans
     description: codes.map(code => `${code}: ${TOLD[code].what}`).join('\n'),
     headers: {
       ...(codes.some(code => TOLD[code].retry) ? { 'Retry-After': { type: 'integer', minimum: 1, description: `Seconds; with ${codes.filter(code => TOLD[code].retry).join()}.` } } : {}),
-      ...(route.errors === 'problem' ? fieldsOf(Object.keys(profile.fields(docsUrl))) : {})
+      ...(route.errors === 'problem' ? fieldsOf(Object.keys(profile.fields(typeOf(codes[0] as IdempotencyErrorCode, docsUrl)))) : {})
     },
     ...bodyOf(route.errors, status, codes),
     yields: route.errors === 'throw'

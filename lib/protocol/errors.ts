@@ -34,10 +34,13 @@ export class IdempotencyError extends Error {
 /** The form of the plugin's own answers; see the option `errors`. */
 export type IdempotencyErrorForm = 'envelope' | 'problem' | 'throw' | ((error: IdempotencyError, request: FastifyRequest) => unknown)
 
+/** Where an error is documented: the option `docsUrl`, as a function. */
+export type DocsUrl = (code: IdempotencyErrorCode) => string
+
 const JSON_TYPE = 'application/json; charset=utf-8'
 
 /** The content type and the payload of an answer in the form asked for; a custom form's string is sent as it is. */
-export function renderError (error: IdempotencyError, request: FastifyRequest, form: Exclude<IdempotencyErrorForm, 'throw'>, docsUrl: string | undefined): { contentType: string, payload: string } {
+export function renderError (error: IdempotencyError, request: FastifyRequest, form: Exclude<IdempotencyErrorForm, 'throw'>, docsUrl: DocsUrl | undefined): { contentType: string, payload: string } {
   if (typeof form === 'function') {
     const payload = form(error, request)
     return typeof payload === 'string'
@@ -52,7 +55,9 @@ export function renderError (error: IdempotencyError, request: FastifyRequest, f
     : { contentType: JSON_TYPE, payload: JSON.stringify({ status: 'error', code, title, message, type, request_id: request.id }) }
 }
 
-/** Where an error is documented. */
-export function typeOf (code: IdempotencyErrorCode, docsUrl: string | undefined): string | undefined {
-  return docsUrl === undefined ? undefined : `${docsUrl}#${code}`
+/** Where an error is documented. @throws {TypeError} when the application's function answers with something else. */
+export function typeOf (code: IdempotencyErrorCode, docsUrl: DocsUrl | undefined): string | undefined {
+  const type: unknown = docsUrl?.(code)
+  if (type === undefined || typeof type === 'string') return type
+  throw new TypeError(`fastify-idempotency: option "docsUrl" must return a string, got ${typeof type}`)
 }

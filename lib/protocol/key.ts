@@ -19,10 +19,16 @@ export function readKey (request: FastifyRequest, { header, headerName, profile 
 }
 
 /** What is wrong with a key, or `null`; a `key` option may have returned anything. */
-export function keyError (key: unknown, maxLength: number): Error | null {
+export function keyError (key: unknown, { maxKeyLength, keyName }: { maxKeyLength: number, keyName: string }): Error | null {
   if (typeof key !== 'string') return new TypeError(`fastify-idempotency: option "key" must return a string or undefined, got ${typeof key}`)
-  if (key.length > maxLength) return new IdempotencyError('idempotency_key_invalid', `The idempotency key has ${key.length} characters; at most ${maxLength} are allowed.`)
-  if (key.trim() === '') return new IdempotencyError('idempotency_key_invalid', 'The idempotency key must not be empty. Send a fresh value, such as a UUID, for each operation.')
+  if (key.length > maxKeyLength) {
+    return new IdempotencyError('idempotency_key_invalid',
+      `The ${keyName} has ${key.length} characters; at most ${maxKeyLength} are allowed.`)
+  }
+  if (key.trim() === '') {
+    return new IdempotencyError('idempotency_key_invalid',
+      `The ${keyName} must not be empty. Send a fresh value, such as a UUID, for each operation.`)
+  }
   return null
 }
 

@@ -46,8 +46,10 @@ const ietf: Profile = {
   },
   fields: type => ({
     'content-language': 'en',
-    // As a URI that a header can carry.
-    ...(type === undefined ? {} : { link: `<${new URL(type).href}>; rel="describedby"; type="text/html"` })
+    // As a URI that a header can carry; a function of the application's may answer with another thing.
+    ...(type === undefined || !URL.canParse(type)
+      ? {}
+      : { link: `<${new URL(type).href}>; rel="describedby"; type="text/html"` })
   })
 }
 

@@ -257,7 +257,7 @@ class Once<Tx, Options> {
     const row = rows.find(({ name }) => name !== '')
     if (row !== undefined) {
       const { fingerprint: known, result } = row
-      if (!matches(String(known), fingerprint)) throw mismatch(String(known), fingerprint)
+      if (!matches(String(known), fingerprint)) throw mismatch(String(known), fingerprint, this.#execution.keyName)
       if (typeof result !== 'string') throw committedByItself(this.#name)
       return { result }
     }
@@ -297,7 +297,7 @@ class Once<Tx, Options> {
 
   async #fence (replaced: string): Promise<void> {
     const { database, sql, idleTimeout } = this.#core
-    const { id, token, attempt, lease, retryAfter } = this.#execution
+    const { id, token, attempt, lease } = this.#execution
     const wait = String(Math.min(MAX_MS, (idleTimeout ?? lease) + FENCE_MARGIN_MS))
     let seen = replaced
     for (let turn = 1; turn <= MAX_TURNS; turn++) {
@@ -314,7 +314,7 @@ class Once<Tx, Options> {
       } catch (error) {
         const state = sqlStateOf(error)
         // An earlier execution still has a transaction open.
-        if (state === '55P03') throw inProgress(retryAfter)
+        if (state === '55P03') throw inProgress(this.#execution)
         if (!isSerializationFailure(state)) throw error
         await pause(turn)
       }
@@ -328,7 +328,7 @@ class Once<Tx, Options> {
   }
 
   #lost (): IdempotencyError {
-    return inProgress(this.#execution.retryAfter)
+    return inProgress(this.#execution)
   }
 }
 

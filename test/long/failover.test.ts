@@ -37,7 +37,7 @@ async function pair (t: Test, minReplicas: number, storeTimeout = 1_000) {
   const finish = gate()
   const entered = gate()
   const app = await start(t, 'memory', {
-    options: { store: undefined as never, redis: client, minReplicas, storeTimeout, lease: 60_000 },
+    options: { redis: client, minReplicas, storeTimeout, lease: 60_000 },
     routes: app => {
       app.post('/', async () => ({ run: ++runs, id: randomUUID() }))
       app.post('/slow', async () => { entered.open(); await finish.promise; return { run: ++runs, id: randomUUID() } })
@@ -113,7 +113,7 @@ t.test('G1, G3: a Redis Cluster that promotes the replica of a killed primary by
   while (await client.cluster('KEYSLOT', `{${tag}}`) > 5_000) tag++
   let runs = 0
   const { post } = await start(t, 'memory', {
-    options: { store: undefined as never, redis: client, minReplicas: 1, keyPrefix: `{${tag}}` },
+    options: { redis: client, minReplicas: 1, keyPrefix: `{${tag}}` },
     routes: app => app.post('/', async () => ({ run: ++runs }))
   })
   const first = await post('k', '{}')

@@ -30,7 +30,7 @@ for (const [what, fault] of [['fails', fails], ['hangs', hangs]] as const) {
     const events = listen(t, 'store-error')
     const store = faulty({ claim: fault })
     const { post } = await start(t, 'memory', {
-      options: { store, storeTimeout: 20, retryAfter: 7 },
+      options: { store, storeTimeout: 20, retryAfter: '6.1s' },
       routes: app => {
         app.post('/', async () => ({ runs: ++runs }))
         app.post('/bypass', { config: { idempotency: { onStoreError: 'bypass' } } }, async request => ({ runs: ++runs, idempotency: request.idempotency }))
@@ -220,7 +220,7 @@ t.test('G10: Redis that is killed or frozen is a 503 within storeTimeout, and al
   const client = connect(redis.port)
   t.teardown(() => client.disconnect())
   let runs = 0
-  const { post } = await start(t, 'memory', { options: { store: undefined as never, redis: client, storeTimeout: 300 }, routes: app => app.post('/', async () => ({ runs: ++runs })) })
+  const { post } = await start(t, 'memory', { options: { redis: client, storeTimeout: 300 }, routes: app => app.post('/', async () => ({ runs: ++runs })) })
   const first = await post('k', '{}')
   redis.process.kill('SIGSTOP')
   t.equal((await post('k', '{}')).status, 503)
