@@ -45,17 +45,12 @@ async function plugin (instance: FastifyInstance, options: FastifyIdempotencyOpt
   instance.decorate('idempotency', createOperator(calls, config.keyPrefix))
   instance.decorateRequest('idempotency', { getter () { return viewOf(this) }, setter () {} })
   instance.addHook('onRoute', function (route) { addRouteHooks(core, this, route) })
-  if (hasRoutes(instance)) addInstanceHooks(core, instance)
+  addInstanceHooks(core, instance)
   instance.addHook('onReady', done => {
     warnings.tell(fellBack)
     done()
   })
   addCloseHooks(core, instance)
-}
-
-/** Whether a route may exist that `onRoute` has not seen; without one no hook runs for routes that take no part. */
-function hasRoutes (instance: FastifyInstance): boolean {
-  return instance.printRoutes() !== '(empty tree)'
 }
 
 export const fastifyIdempotency: FastifyPluginAsync<FastifyIdempotencyOptions> = fp(plugin, { fastify: '5.x', name: 'fastify-idempotency' })

@@ -1,25 +1,30 @@
 import { tracingChannel } from 'node:diagnostics_channel'
 import type { Readable } from 'node:stream'
 import type { FastifyInstance, FastifyRequest } from 'fastify'
-import type { RouteContext } from '../config/config.ts'
-import { customStrategies, presentedConstraints } from '../config/constraints.ts'
-import { routeConfig } from '../config/route-config.ts'
 import { errorFrom } from '../lease/store-calls.ts'
 import { handlerEnded, handlerFailed } from './after-close.ts'
 import { noteRefusal } from './answer.ts'
 import type { Core } from './core.ts'
 import { answerEarlyBody } from './early-body.ts'
+import { EarlyRoutes, listEarlyRoutes, mayHaveEarlyRoutes, routeOf } from './early-routes.ts'
 import { exchangeOf, type Exchange } from './exchange.ts'
 import { checkFingerprint, startRun, watchReply } from './handler.ts'
 import { onSend } from './on-send.ts'
 import { hasBegun, unwatchEarly } from './outgoing.ts'
-import { begin, claimAndAct, mayHaveKey, needKey, noteError, type Done } from './route-hooks.ts'
+import { begin, claimAndAct, needKey, noteError, type Done } from './route-hooks.ts'
 
 /**
  * The second way in, for routes that were declared before the plugin was loaded: hooks of the instance, each of
- * which runs after all of the stage before it.
+ * which runs after all of the stage before it. Where no such route can take part, there are none.
  */
 export function addInstanceHooks (core: Core, instance: FastifyInstance): void {
+  if (!mayHaveEarlyRoutes(instance)) return
+  const listed = listEarlyRoutes(core, instance)
+  if (listed.length > 0) {
+    instance.log.info({ routes: listed }, 'idempotency: these routes were declared before the plugin was loaded. Those ' +
+      'of them that take part are served by hooks of the instance; `await app.register(idempotency)` before them ' +
+      'would be better: it costs less, and hook: \'preHandler\' and OpenAPI need it')
+  }
   const routes = new EarlyRoutes(core, instance)
   const tracing = new HandlerTracing(core)
   // What hooks reply before ours of their stage must be known.
@@ -93,59 +98,6 @@ function beforeHandler (exchange: Exchange, done: Done): void {
   done()
 }
 
-/** Whether and how routes take part that `onRoute` has not shown. */
-class EarlyRoutes {
-  readonly #core: Core
-  readonly #known = new WeakMap<object, RouteContext | null>()
-  readonly #seen = new WeakSet<object>()
-  #strategies: string[] | undefined
-
-  constructor (core: Core, instance: FastifyInstance) {
-    this.#core = core
-    instance.addHook('onRoute', route => {
-      // A copy: the user's own object may also serve a route that was declared earlier.
-      route.config = { ...route.config }
-      this.#seen.add(route.config)
-    })
-  }
-
-  /** Whether a request may carry a key; wrong options of its route are told later. */
-  mayHaveKey (request: FastifyRequest): boolean {
-    try {
-      const route = this.of(request)
-      return route !== undefined && mayHaveKey(this.#core, request, route)
-    } catch {
-      return false
-    }
-  }
-
-  /** @throws {TypeError} naming the route when its options are wrong. */
-  of (request: FastifyRequest): RouteContext | undefined {
-    if (request.is404) return undefined
-    const { config, method, url, bodyLimit } = request.routeOptions
-    if (this.#seen.has(config)) return undefined
-    let route = this.#known.get(config)
-    if (route === undefined) {
-      const found = routeConfig(this.#core.config, config.idempotency, [method].flat(), String(url))
-      if (found?.covered.has(request.method) === true) this.#refuseStrategies(request)
-      route = found?.covered.has(request.method) !== true
-        ? null
-        : { ...found.route, bodyLimit: bodyLimit as number, constraints: presentedConstraints(request.server) }
-      this.#known.set(config, route)
-    }
-    return route ?? undefined
-  }
-
-  /** @throws {Error} where two routes could not be told apart, so that one would replay the other's response. */
-  #refuseStrategies (request: FastifyRequest): void {
-    this.#strategies ??= customStrategies(request.server)
-    const [name] = this.#strategies
-    if (name === undefined) return
-    throw new Error(`fastify-idempotency: ${routeOf(request)} was declared before the plugin was loaded, so that its ` +
-      `value of the constraint '${name}' cannot be told; write \`await app.register(idempotency)\` before the route`)
-  }
-}
-
 /**
  * Handlers of routes declared earlier cannot be wrapped; Fastify's tracing channels tell their start, and their end
  * unless they hijack. Listened to from the first request of such a route on.
@@ -189,10 +141,6 @@ class HandlerTracing {
     const exchange = earlyOf((message as { request: FastifyRequest }).request)
     return exchange?.core === this.#core ? exchange : undefined
   }
-}
-
-function routeOf ({ method, routeOptions }: FastifyRequest): string {
-  return `${method} ${String(routeOptions.url)}`
 }
 
 function tooLate (request: FastifyRequest): Error {
