@@ -1,4 +1,5 @@
 import { acceptedIn, claimIn, type StoreAnswer, type StoreClaim, type StoreClaimRequest, type StoreEntry, type StoreOutcome, type IdempotencyStore } from '../stores/contract.ts'
+import { errorFrom, isThenable, promiseOf } from '../util/promise.ts'
 
 export type Answer<T> = (error: unknown, value?: T) => void
 
@@ -81,7 +82,7 @@ export class StoreCalls {
     let value
     try {
       const answer = operation()
-      if (isPromise(answer)) return this.#wait(answer, check, isProbe, done, onLate)
+      if (isThenable(answer)) return this.#wait(promiseOf(answer), check, isProbe, done, onLate)
       value = check(answer)
     } catch (error) {
       return done(errorFrom(error))
@@ -135,15 +136,4 @@ export class StoreCalls {
   #answered (isProbe: boolean): void {
     this.#late = isProbe ? 0 : this.#late - 1
   }
-}
-
-/** Whether a value is still to come. */
-export function isPromise<T> (value: StoreAnswer<T>): value is Promise<T> {
-  return typeof (value as Promise<T> | null | undefined)?.then === 'function'
-}
-
-/** What was thrown, as an Error: a rejection with nothing would count as success. */
-export function errorFrom (thrown: unknown): Error {
-  if (thrown instanceof Error) return thrown
-  return new Error(`Something was thrown that is no Error: ${String(thrown)}`, { cause: thrown })
 }

@@ -2,7 +2,7 @@ import type { FastifyReply, FastifyRequest } from 'fastify'
 import type { RouteConfig } from '../config/config.ts'
 import { loggable, publish } from '../events.ts'
 import { Lease } from '../lease/lease.ts'
-import { errorFrom, isPromise, StoreTimeout } from '../lease/store-calls.ts'
+import { StoreTimeout } from '../lease/store-calls.ts'
 import { IdempotencyError } from '../protocol/errors.ts'
 import { idOf, isLarge } from '../protocol/fingerprint.ts'
 import { keyError, readKey } from '../protocol/key.ts'
@@ -10,6 +10,7 @@ import { evaluateClaim, fingerprintIn, needsBody, type Taken, type Verdict } fro
 import { cutOff } from '../request/body.ts'
 import { StoreAnswerError, type StoreClaim } from '../stores/contract.ts'
 import { UnreadableRecordError } from '../stores/record.ts'
+import { errorFrom, isThenable, promiseOf } from '../util/promise.ts'
 import { releaseUnused, watchClose } from './after-close.ts'
 import { answer, refuse } from './answer.ts'
 import type { Core } from './core.ts'
@@ -30,16 +31,16 @@ export function claimKey (exchange: Exchange, done: Done): void {
   let key
   try {
     key = route.key === undefined ? readKey(request, core.config) : route.key(request)
+    if (isThenable(key)) return whenKnown(exchange, key, done)
   } catch (thrown) {
     return keyFailed(exchange, thrown, done)
   }
-  if (isPromise(key)) whenKnown(exchange, key, done)
-  else withKey(exchange, key, done)
+  withKey(exchange, key, done)
 }
 
 /** Functions of their own where an answer is waited for: the usual way makes no closures. */
-function whenKnown (exchange: Exchange, key: Promise<string | undefined>, done: Done): void {
-  key.then(key => withKey(exchange, key, done), (thrown: unknown) => keyFailed(exchange, thrown, done))
+function whenKnown (exchange: Exchange, key: PromiseLike<string | undefined>, done: Done): void {
+  promiseOf(key).then(key => withKey(exchange, key, done), (thrown: unknown) => keyFailed(exchange, thrown, done))
 }
 
 function keyFailed (exchange: Exchange, thrown: unknown, done: Done): void {
@@ -62,15 +63,15 @@ function withKey (exchange: Exchange, key: string | undefined, done: Done): void
   let scope
   try {
     scope = route.scope(request)
+    if (isThenable(scope)) return whenScoped(exchange, key, scope, done)
   } catch (thrown) {
     return done(errorFrom(thrown))
   }
-  if (isPromise(scope)) whenScoped(exchange, key, scope, done)
-  else withScope(exchange, key, scope, done)
+  withScope(exchange, key, scope, done)
 }
 
-function whenScoped (exchange: Exchange, key: string, scope: Promise<string | undefined>, done: Done): void {
-  scope.then(scope => withScope(exchange, key, scope, done), (thrown: unknown) => done(errorFrom(thrown)))
+function whenScoped (exchange: Exchange, key: string, scope: PromiseLike<string | undefined>, done: Done): void {
+  promiseOf(scope).then(scope => withScope(exchange, key, scope, done), (thrown: unknown) => done(errorFrom(thrown)))
 }
 
 function withScope (exchange: Exchange, key: string, scope: string | undefined, done: Done): void {

@@ -3,12 +3,12 @@ import { inspect } from 'node:util'
 import type { FastifyReply, FastifyRequest } from 'fastify'
 import type { RouteContext } from '../config/config.ts'
 import type { Holder, Lease } from '../lease/lease.ts'
-import { errorFrom } from '../lease/store-calls.ts'
 import { digestOf, fingerprintOf, stored } from '../protocol/fingerprint.ts'
 import type { Admission } from '../protocol/settlement.ts'
 import type { RequestBody } from '../request/body.ts'
 import type { StoreClaim, StoreOutcome } from '../stores/contract.ts'
 import { newToken } from '../util/token.ts'
+import { errorFrom, isThenable, promiseOf } from '../util/promise.ts'
 import type { Core } from './core.ts'
 import type { HandlerRun } from './handler-run.ts'
 import type { OutgoingReply } from './outgoing.ts'
@@ -161,7 +161,10 @@ export class Exchange implements Holder {
 
   #narrow (fingerprint: NonNullable<RouteContext['fingerprint']>): string | Buffer {
     try {
-      return fingerprint(this.request, this.body.bytes())
+      const narrowed = fingerprint(this.request, this.body.bytes())
+      // Refused for its type; that it fails as well would be nobody's to hear.
+      if (isThenable(narrowed)) promiseOf(narrowed).catch(() => {})
+      return narrowed
     } catch (thrown) {
       throw errorFrom(thrown)
     }

@@ -1,7 +1,7 @@
 import type { FastifyRequest } from 'fastify'
-import { errorFrom } from '../lease/store-calls.ts'
 import { IdempotencyError } from '../protocol/errors.ts'
 import type { Wording } from '../protocol/verdict.ts'
+import { errorFrom } from '../util/promise.ts'
 import { exchangeOf, type Exchange } from './exchange.ts'
 
 /** What `fastify-idempotency/sql` may know of a request that has a key, and nothing else. */

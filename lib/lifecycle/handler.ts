@@ -1,4 +1,5 @@
 import type { FastifyReply, RouteHandlerMethod } from 'fastify'
+import { isThenable, promiseOf } from '../util/promise.ts'
 import { handlerEnded, handlerFailed } from './after-close.ts'
 import { answerEarlyBody } from './early-body.ts'
 import { exchangeOf, type Exchange } from './exchange.ts'
@@ -26,7 +27,7 @@ export function wrapHandler (handler: RouteHandlerMethod): RouteHandlerMethod {
       return result
     }
     if ((result as unknown) === reply) return watchDelegated(exchange, run, result)
-    const promise = isPlainPromise(result) ? result : new Promise(resolve => { resolve(result) })
+    const promise = promiseOf(result)
     run.promised(promise)
     return promise
   }
@@ -55,15 +56,6 @@ export function checkFingerprint (exchange: Exchange): void {
     exchange.refuseBody()
     throw error
   }
-}
-
-function isThenable (value: unknown): value is PromiseLike<unknown> {
-  return typeof (value as PromiseLike<unknown> | null)?.then === 'function'
-}
-
-/** Others, such as query builders, may do their work at each `then`: they are asked once, by a promise. */
-function isPlainPromise (value: PromiseLike<unknown>): value is Promise<unknown> {
-  return value instanceof Promise && value.then === Promise.prototype.then
 }
 
 /** Notes what is sent from the claim on; the same functions for all, since V8 promotes objects that each have their own. */

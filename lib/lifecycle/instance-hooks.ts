@@ -1,7 +1,7 @@
 import { tracingChannel } from 'node:diagnostics_channel'
 import type { Readable } from 'node:stream'
 import type { FastifyInstance, FastifyRequest } from 'fastify'
-import { errorFrom } from '../lease/store-calls.ts'
+import { errorFrom } from '../util/promise.ts'
 import { handlerEnded, handlerFailed } from './after-close.ts'
 import { noteRefusal } from './answer.ts'
 import type { Core } from './core.ts'

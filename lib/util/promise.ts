@@ -1,0 +1,23 @@
+/** Whether there is something to wait for. @throws what the value's own `then` throws when it is asked for. */
+export function isThenable (value: unknown): value is PromiseLike<unknown> {
+  return typeof (value as PromiseLike<unknown> | null | undefined)?.then === 'function'
+}
+
+/**
+ * A promise that asks a thenable once, whatever it is: one that does its work at each `then`, as query builders do,
+ * that throws in the place of rejecting, or that answers twice.
+ */
+export function promiseOf<T> (thenable: PromiseLike<T>): Promise<T> {
+  const isPlain = thenable instanceof Promise && thenable.then === Promise.prototype.then
+  return isPlain ? thenable as Promise<T> : new Promise(resolve => { resolve(thenable) })
+}
+
+/** What was thrown, as an Error: a rejection with nothing would count as success. */
+export function errorFrom (thrown: unknown): Error {
+  try {
+    if (thrown instanceof Error) return thrown
+    return new Error(`Something was thrown that is no Error: ${String(thrown)}`, { cause: thrown })
+  } catch {
+    return new Error('Something was thrown that is no Error, and that has no text')
+  }
+}
