@@ -1,0 +1,8 @@
+import t from 'tap'
+import { stopRedis } from './fixtures/app.ts'
+import { stuckKeys } from './fixtures/stuck-keys.ts'
+
+t.teardown(stopRedis)
+
+stuckKeys(t, 'HTTP/2, cancelled')
+stuckKeys(t, 'HTTP/2, cut')
