@@ -19,6 +19,8 @@ export const VERSION = 1
 /** More than the clocks of one command may differ by. */
 export const FREED_MS = 1_000
 export const UNKNOWN_VERSION = 'IDEMPOTENCY_VERSION'
+/** A state, or a section of a key that is bound, which a later release has written. */
+export const UNKNOWN_PART = 'IDEMPOTENCY_UNKNOWN'
 
 const PRELUDE = `
 local record = redis.call('GET', KEYS[1])
@@ -27,6 +29,7 @@ if record then
   version = string.byte(record, 1)
   if version ~= ${VERSION} then return redis.error_reply('${UNKNOWN_VERSION} ' .. version) end
   state = string.sub(record, 2, 2)
+  if not string.find('hfc', state, 1, true) then return redis.error_reply('${UNKNOWN_PART} state') end
 end
 `
 
@@ -50,6 +53,15 @@ local function fingerprint ()
 end
 local function framed (text) return struct.pack('>I2', #text) .. text end
 local function bound () return #record > ${HEAD} + 2 + #fingerprint() end
+local function known_sections ()
+  local at = ${HEAD + 3} + #fingerprint()
+  while at <= #record do
+    local kind, name, result, next = struct.unpack('>c1I4c0I4c0', record, at)
+    if not string.find('srb', kind, 1, true) then return false end
+    at = next
+  end
+  return true
+end
 local function payload () return string.sub(record, ${HEAD + 1}) end
 local function left () return redis.call('PTTL', KEYS[1]) - ttl end
 local function early () return math.floor((since - now() - left()) / ${FREED_MS} + 0.5) end
@@ -73,7 +85,10 @@ ${LIBRARY}
 local function answer (letter, attempt, rest) return letter .. struct.pack('>I4', attempt) .. rest end
 local count, letter, known, rest = 1, 'a', '', framed('')
 if record then
-  if bound() then known, rest = fingerprint(), payload() end
+  if bound() then
+    if not known_sections() then return redis.error_reply('${UNKNOWN_PART} section') end
+    known, rest = fingerprint(), payload()
+  end
   if state == 'h' and not freed() then
     if token == ARGV[1] then
       if ttl == tonumber(ARGV[3]) then

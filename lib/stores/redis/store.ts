@@ -2,7 +2,7 @@ import { encodeBinding, decodeBinding } from '../binding.ts'
 import { StoreAnswerError, type StoreBinding, type StoreClaim, type StoreClaimRequest, type StoreEntry, type StoreOutcome, type StoreRecording, type StoreStep, type IdempotencyStore } from '../contract.ts'
 import { decodeOutcome, recordOf, UnreadableRecordError } from '../record.ts'
 import { TurnCork, type Corkable } from './cork.ts'
-import { CLAIM, END, FREED_MS, HEAD, READ, RECORD, RENEW, TOUCH, UNKNOWN_VERSION, VERSION, type Script } from './scripts.ts'
+import { CLAIM, END, FREED_MS, HEAD, READ, RECORD, RENEW, TOUCH, UNKNOWN_PART, UNKNOWN_VERSION, VERSION, type Script } from './scripts.ts'
 
 /** The part of a client that is used: ioredis 5 and 6 (`Redis` or `Cluster`) and iovalkey fit. */
 export interface RedisStoreClient {
@@ -210,6 +210,11 @@ function streamOf ({ stream }: RedisStoreClient): Corkable | undefined {
 }
 
 function explain (error: unknown): unknown {
+  const part = new RegExp(`${UNKNOWN_PART} (\\w+)`).exec(String(error))?.[1]
+  if (part !== undefined) {
+    return new UnreadableRecordError(`The record in Redis has a ${part} that this release does not know. Remove the ` +
+      'key, or let it expire, before mixing releases.', { cause: error })
+  }
   const version = new RegExp(`${UNKNOWN_VERSION} (\\d+)`).exec(String(error))?.[1]
   if (version === undefined) return error
   return new UnreadableRecordError(`The record in Redis has the unknown version ${version}; this release reads ` +
