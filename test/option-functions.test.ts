@@ -1,6 +1,6 @@
 import t from 'tap'
 import type { IdempotencyRouteOptions } from '../lib/index.ts'
-import { MODES, start, stopRedis, type Mode } from './fixtures/app.ts'
+import { MODES, start, stopRedis, STORES, type Mode } from './fixtures/app.ts'
 import { stateOf } from './fixtures/cut.ts'
 
 /** Functions among the options that fail: before the handler, aloud, and for whatever they throw. */
@@ -104,5 +104,19 @@ for (const mode of MODES) {
     t.same([(await post('k', '{}')).text, asked], ['run 1', 2])
     const retry = await post('other', '{}')
     t.same([retry.text, retry.replayed, runs, asked], ['run 1', true, 1, 4])
+  })
+}
+
+for (const mode of STORES) {
+  t.test(`a form of errors that answers with a promise is an error itself, and harms nobody (${mode})`, async t => {
+    for (const errors of [() => reject(), async () => await Promise.resolve('late')]) {
+      const { post } = await start(t, mode, {
+        options: { errors: () => errors() as unknown, required: true },
+        routes: app => app.post('/', async () => 'ran')
+      })
+      t.match(await post(undefined, '{}'), { status: 500, text: /option \\"errors\\" must be/ })
+      t.same((await post('k', '{}')).text, 'ran')
+      t.match(await post('k', '{"other":1}'), { status: 500, text: /option \\"errors\\" must be/ })
+    }
   })
 }

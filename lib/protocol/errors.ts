@@ -1,4 +1,5 @@
 import type { FastifyRequest } from 'fastify'
+import { isThenable, promiseOf } from '../util/promise.ts'
 
 /** Everything the plugin itself answers with, by its stable code. */
 const ANSWERS = {
@@ -39,10 +40,17 @@ export type DocsUrl = (code: IdempotencyErrorCode) => string
 
 const JSON_TYPE = 'application/json; charset=utf-8'
 
-/** The content type and the payload of an answer in the form asked for; a custom form's string is sent as it is. */
+/**
+ * The content type and the payload of an answer in the form asked for; a custom form's string is sent as it is.
+ * @throws {TypeError} when a custom form answers with a promise. @throws what it throws.
+ */
 export function renderError (error: IdempotencyError, request: FastifyRequest, form: Exclude<IdempotencyErrorForm, 'throw'>, docsUrl: DocsUrl | undefined): { contentType: string, payload: string } {
   if (typeof form === 'function') {
     const payload = form(error, request)
+    if (isThenable(payload)) {
+      promiseOf(payload).catch(() => {})
+      throw new TypeError('fastify-idempotency: option "errors" must be a function that answers at once, got a promise')
+    }
     return typeof payload === 'string'
       ? { contentType: 'text/plain; charset=utf-8', payload }
       : { contentType: JSON_TYPE, payload: JSON.stringify(payload) ?? '' }
