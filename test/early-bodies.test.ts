@@ -5,6 +5,7 @@ import t from 'tap'
 import { MODES, send, start, stopRedis } from './fixtures/app.ts'
 import { stateOf } from './fixtures/cut.ts'
 import { EARLY_BODIES, type EarlyBody } from './fixtures/early-body-table.ts'
+import { fails, faulty } from './fixtures/faulty.ts'
 
 /** A body that somebody has read before the plugin's hooks: it is protected all the same, or refused aloud. */
 
@@ -65,5 +66,18 @@ for (const mode of MODES) {
         t.same([runs(), lines], [1, []], `${row.what}: once, and no word`)
       }
     }
+  })
+}
+
+for (const mode of MODES.filter(mode => mode.startsWith('memory'))) {
+  t.test(`a body that was read early does not stop a request that passes by its store (${mode})`, async t => {
+    const lost = EARLY_BODIES.find(({ refused }) => refused) as EarlyBody
+    let runs = (): number => 0
+    const { post } = await start(t, mode, {
+      options: { store: faulty({ claim: fails }), onStoreError: 'bypass' },
+      before: lost.setup,
+      routes: app => { runs = serve(app, lost) }
+    })
+    t.same([(await post('k', FIRST)).text, (await post('k', FIRST)).text, runs()], ['run 1', 'run 2', 2])
   })
 }
