@@ -2,7 +2,10 @@ import { inspect, types } from 'node:util'
 import { RULES, type Rule } from './rules.ts'
 import { suggestionFor } from './suggestions.ts'
 
-/** Where an option of its own is there and `undefined`, its value was not ready yet, and another would serve in silence. */
+/**
+ * Where an option of its own is there and `undefined`, its value was not ready yet, and another would serve in
+ * silence.
+ */
 const NEVER_UNDEFINED: Record<string, string> = {
   store: 'create the store first; where the in-process one is meant, say so: store: new MemoryStore()',
   redis: 'create the client first; with @fastify/redis, register it before and leave "redis" out; where the in-process ' +

@@ -5,7 +5,9 @@ import { RedisStore, wrongClient, type RedisStoreClient } from '../stores/redis/
 import type { Config } from './config.ts'
 
 /** The store that the options ask for; else Redis, where @fastify/redis is registered; else one in process. */
-export function chooseStore (instance: FastifyInstance, { store, redis, minReplicas, storeTimeout }: Config): { store: IdempotencyStore, fellBack: () => boolean } {
+export function chooseStore (
+  instance: FastifyInstance, { store, redis, minReplicas, storeTimeout }: Config
+): { store: IdempotencyStore, fellBack: () => boolean } {
   const options = { minReplicas, replicaTimeout: Math.ceil(storeTimeout / 2) }
   const chosen = (store: IdempotencyStore): { store: IdempotencyStore, fellBack: () => boolean } => ({ store, fellBack: () => false })
   if (store !== undefined) return chosen(store)

@@ -116,7 +116,8 @@ export function parseOptions (options: FastifyIdempotencyOptions, supported: rea
 /** What no option can be wrong in by itself. */
 function checkTogether ({ store, redis, methods, minReplicas }: Own, supported: readonly string[]): void {
   if (store !== undefined && redis !== undefined) {
-    throw new TypeError('fastify-idempotency: options "store" and "redis" exclude each other; give the one that is to be used')
+    throw new TypeError('fastify-idempotency: options "store" and "redis" exclude each other; give the one that ' +
+      'is to be used')
   }
   const unknown = methods.find(method => !supported.includes(method.toUpperCase()))
   if (unknown !== undefined) {

@@ -24,19 +24,23 @@ export interface IdempotencyRouteOptions {
   required?: boolean | undefined
   /**
    * Whose key it is; stored hashed only. `false`: one scope for all callers. Default: `'credentials'`, those in
-   * `Authorization` and `x-api-key`, else one anonymous scope. Said explicitly, it keeps the warning about cookies away.
+   * `Authorization` and `x-api-key`, else one anonymous scope. Said explicitly, it keeps the warning about cookies
+   * away.
    */
   scope?: ScopeFunction | 'credentials' | false | undefined
   /**
    * What makes two requests the same, in the place of query and body: method, path and the route's constraints always
-   * count. Called before the handler. Default: the raw body bytes; of a multipart body its parts, whatever the boundary.
+   * count. Called before the handler. Default: the raw body bytes; of a multipart body its parts, whatever the
+   * boundary.
    */
   fingerprint?: ((request: FastifyRequest, body: Buffer) => string | Buffer) | undefined
   /** The stage at whose end the key is taken. Default `'onRequest'`. */
   hook?: IdempotencyStage | undefined
   /** How long a kept response lives, in ms or as text with a unit. Default `'24h'`. */
   ttl?: Duration | undefined
-  /** After which a holder that has gone silent loses the key: at least 100 ms, or text with a unit. Default `'30s'`. */
+  /**
+   * After which a holder that has gone silent loses the key: at least 100 ms, or text with a unit. Default `'30s'`.
+   */
   lease?: Duration | undefined
   /** What a retry gets after the holder died: run again, or `409 idempotency_outcome_unknown`. Default `'retry'`. */
   abandoned?: 'retry' | 'reject' | undefined
@@ -81,8 +85,12 @@ export interface FastifyIdempotencyOptions extends IdempotencyRouteOptions {
    * with a unit. Default `'10s'`.
    */
   closeTimeout?: Duration | undefined
-  /** The error `type`: an absolute URL to which `#code` is added, or a function. Default: `urn:problem-type:<code>`. */
+  /**
+   * The error `type`: an absolute URL to which `#code` is added, or a function. Default: `urn:problem-type:<code>`.
+   */
   docsUrl?: string | ((code: IdempotencyErrorCode) => string) | undefined
-  /** The rules of the protocol: this plugin's, or draft-ietf-httpapi-idempotency-key-header-07. Default `'default'`. */
+  /**
+   * The rules of the protocol: this plugin's, or draft-ietf-httpapi-idempotency-key-header-07. Default `'default'`.
+   */
   profile?: keyof typeof PROFILES | undefined
 }

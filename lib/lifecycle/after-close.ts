@@ -16,7 +16,7 @@ export function watchClose (exchange: Exchange): void {
     exchange.closedAt ??= performance.now()
     afterClose(exchange, performance.now())
   })
-  // Waiting behind another response on its connection, it has no socket yet, and Node.js would not tell it.
+  // A response that waits for another one on its connection has no socket yet: Node.js emits no 'close' for it.
   const { socket } = request.raw
   if (raw.socket !== null) return
   const onClose = (): void => {
@@ -115,7 +115,8 @@ function mayBeKept (exchange: Exchange, status: number): boolean {
 }
 
 function logFailure ({ request, id }: Exchange, thrown: unknown): void {
-  request.log.error({ idempotencyId: id, err: errorFrom(thrown) }, 'idempotency: a function among the options has failed')
+  request.log.error({ idempotencyId: id, err: errorFrom(thrown) }, 'idempotency: a function among the options ' +
+    'has failed')
 }
 
 /** A key settles only for a whole body; one that was cut off frees it. */

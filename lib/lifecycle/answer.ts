@@ -39,7 +39,10 @@ export function answer (exchange: Exchange, verdict: Verdict, done: Done): void 
 }
 
 /** Refuses a request from a hook, in the form that its route asks for. */
-export function refuse (core: Core, request: FastifyRequest, reply: FastifyReply, route: RouteConfig, error: IdempotencyError, done: Done, exchange?: Exchange): void {
+export function refuse (
+  core: Core, request: FastifyRequest, reply: FastifyReply, route: RouteConfig, error: IdempotencyError, done: Done,
+  exchange?: Exchange
+): void {
   const { thrown, payload } = render(core, request, reply, route, error, exchange)
   if (thrown !== undefined) return done(thrown)
   reply.send(payload)
@@ -54,15 +57,25 @@ export function replacedPayload (exchange: Exchange, verdict: Verdict): { error:
   return { error: thrown, payload }
 }
 
-/** To be called with each error that goes to the error handler: one of the plugin's own is answered in the route's form. */
-export function noteRefusal (core: Core, request: FastifyRequest, reply: FastifyReply, route: RouteConfig, error: unknown, exchange: Exchange | undefined): void {
+/**
+ * To be called with each error that goes to the error handler: one of the plugin's own is answered in the route's
+ * form.
+ */
+export function noteRefusal (
+  core: Core, request: FastifyRequest, reply: FastifyReply, route: RouteConfig, error: unknown,
+  exchange: Exchange | undefined
+): void {
   if (!(error instanceof IdempotencyError) || isRefused(request)) return
   if (route.errors === 'throw') render(core, request, reply, route, error, exchange)
   else setRefusal(request, { core, route, error, rendered: false })
 }
 
-/** What goes out in the place of an error handler's reply where there is nothing to settle; `undefined`: that reply. */
-export function refusedPayload (request: FastifyRequest, reply: FastifyReply, exchange: Exchange | undefined): { error: Error | null, payload?: unknown } | undefined {
+/**
+ * What goes out in the place of an error handler's reply where there is nothing to settle; `undefined`: that reply.
+ */
+export function refusedPayload (
+  request: FastifyRequest, reply: FastifyReply, exchange: Exchange | undefined
+): { error: Error | null, payload?: unknown } | undefined {
   const refusal = takeRefusal(request)
   if (refusal === undefined) return undefined
   if (reply.hasHeader('content-length')) reply.removeHeader('content-length')
@@ -83,7 +96,9 @@ function beginReplay (exchange: Exchange, outcome: StoreOutcome): NonNullable<Ex
  * The payload of a replay in onSend: hooks before ours have run over it a second time, which this undoes. `last`:
  * nobody else sees the payload.
  */
-export function replayedPayload ({ core, reply }: Exchange, { outcome, payload }: NonNullable<Exchange['replay']>, last: boolean): string | Buffer | null {
+export function replayedPayload (
+  { core, reply }: Exchange, { outcome, payload }: NonNullable<Exchange['replay']>, last: boolean
+): string | Buffer | null {
   restore(reply, outcome, core.config.replayedHeaderName)
   const { body, headers } = outcome
   return last && isBetterAsBytes(body) && isAscii(headers.map(([, value]) => value)) ? body : payload
@@ -108,7 +123,8 @@ export function replayFailed (exchange: Exchange, error: Error): boolean {
     withdraw(reply, outcome, core.config.replayedHeaderName)
     return false
   }
-  request.log.error({ idempotencyId: id, err: errorFrom(error) }, 'idempotency: an onSend hook has failed on a replay; the kept response is sent as it is')
+  request.log.error({ idempotencyId: id, err: errorFrom(error) }, 'idempotency: an onSend hook has failed on a ' +
+    'replay; the kept response is sent as it is')
   return true
 }
 
@@ -130,7 +146,9 @@ function sendAsKept ({ core, reply }: Exchange, outcome: StoreOutcome): boolean 
   return true
 }
 
-function report ({ config }: Core, request: FastifyRequest, error: IdempotencyError, exchange: Exchange | undefined): void {
+function report (
+  { config }: Core, request: FastifyRequest, error: IdempotencyError, exchange: Exchange | undefined
+): void {
   const { code, cause } = Object.assign(error, config.profile.answers[error.code])
   // Refused for its key, a request has no id.
   request.log.debug({ idempotencyId: exchange?.id || undefined, code }, 'idempotency: refused')
@@ -138,7 +156,10 @@ function report ({ config }: Core, request: FastifyRequest, error: IdempotencyEr
 }
 
 /** The payload of a refusal, or the error that is to go through Fastify's error handler instead. */
-function render (core: Core, request: FastifyRequest, reply: FastifyReply, route: RouteConfig, error: IdempotencyError, exchange: Exchange | undefined): { thrown?: Error, payload?: Buffer } {
+function render (
+  core: Core, request: FastifyRequest, reply: FastifyReply, route: RouteConfig, error: IdempotencyError,
+  exchange: Exchange | undefined
+): { thrown?: Error, payload?: Buffer } {
   const { profile, docsUrl } = core.config
   const { errors } = route
   report(core, request, error, exchange)

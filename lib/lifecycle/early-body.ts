@@ -9,7 +9,10 @@ import type { Exchange } from './exchange.ts'
  * not seen its bytes. They may stand elsewhere.
  */
 
-/** Takes the bytes that a reader has kept as `rawBody`, as raw-body plugins and body parsers do; whether there are any. */
+/**
+ * Takes the bytes that a reader has kept as `rawBody`, as raw-body plugins and body parsers do; whether there are
+ * any.
+ */
 export function recoverRawBody ({ request, body }: Exchange): boolean {
   const { rawBody } = request as { rawBody?: unknown }
   const bytes = bytesOf(rawBody) ?? bytesOf((request.raw as { rawBody?: unknown }).rawBody)

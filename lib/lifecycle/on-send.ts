@@ -25,7 +25,8 @@ export function onSend (declaredEarly: boolean, isLast: () => boolean): onSendHo
     }
     // A second reply, which Fastify would refuse.
     if (exchange.outgoing !== undefined) {
-      return request.log.warn({ idempotencyId: exchange.id }, 'idempotency: a reply is already on its way; this one is dropped')
+      return request.log.warn({ idempotencyId: exchange.id }, 'idempotency: a reply is already on its way; this ' +
+        'one is dropped')
     }
     const { replay, lease, claim, body } = exchange
     if (replay !== undefined) return done(null, replayedPayload(exchange, replay, isLast()))
@@ -40,7 +41,9 @@ export function onSend (declaredEarly: boolean, isLast: () => boolean): onSendHo
 }
 
 /** What an error handler has made of a refusal is answered in the route's form. */
-function refuseInPlace (request: FastifyRequest, reply: FastifyReply, exchange: Exchange | undefined, done: Done): void {
+function refuseInPlace (
+  request: FastifyRequest, reply: FastifyReply, exchange: Exchange | undefined, done: Done
+): void {
   const refused = refusedPayload(request, reply, exchange)
   if (refused === undefined) done()
   else done(refused.error, refused.payload)
@@ -128,7 +131,8 @@ function fingerprintOf (exchange: Exchange): string {
     return exchange.fingerprint
   } catch (error) {
     if (!exchange.started) throw error
-    exchange.request.log.error({ idempotencyId: exchange.id, err: error }, 'idempotency: the option "fingerprint" has failed after the handler')
+    exchange.request.log.error({ idempotencyId: exchange.id, err: error }, 'idempotency: the option ' +
+      '"fingerprint" has failed after the handler')
     return ''
   }
 }
@@ -155,7 +159,9 @@ function copyOf (payload: unknown): unknown {
   return Buffer.isBuffer(payload) ? Buffer.from(payload) : payload
 }
 
-/** Stores a stream when it ends, once the request's body is whole as well, and unless another reply has come instead. */
+/**
+ * Stores a stream when it ends, once the request's body is whole as well, and unless another reply has come instead.
+ */
 function storeStream (exchange: Exchange, outcome: StoreOutcome, source: ByteStream): unknown {
   const { core, lease, body, route, passes } = exchange
   lease?.to('collecting')

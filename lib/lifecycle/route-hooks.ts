@@ -17,7 +17,7 @@ export type Done = (error?: Error) => void
 
 /**
  * Puts the plugin on one route that is being declared: every hook at the end of its stage.
- * Arrays are made anew: those in `route` are the user's own.
+ * Arrays are copied: those in `route` are the user's own.
  */
 export function addRouteHooks (core: Core, instance: FastifyInstance, declared: FastifyRoute): void {
   const methods = [declared.method].flat().map(method => method.toUpperCase())
@@ -40,7 +40,7 @@ export function addRouteHooks (core: Core, instance: FastifyInstance, declared: 
     if (hasBegun(reply)) return
     const exchange = begin(core, request, reply, route, request.raw, false)
     if (exchange === undefined) return needKey(core, request, reply, route, done)
-    // A hook that another plugin has put behind this one must have its say first.
+    // A hook that another plugin has added after this one runs first.
     last ??= [declared.onRequest].flat().at(-1) === onRequest
     if (last && route.hook === 'onRequest') return claimKey(exchange, done)
     watchReply(reply)
@@ -76,7 +76,10 @@ export function addRouteHooks (core: Core, instance: FastifyInstance, declared: 
 }
 
 /** Starts to watch the request's body if the request may carry a key. */
-export function begin (core: Core, request: FastifyRequest, reply: FastifyReply, route: RouteContext, stream: Readable, declaredEarly: boolean): Exchange | undefined {
+export function begin (
+  core: Core, request: FastifyRequest, reply: FastifyReply, route: RouteContext, stream: Readable,
+  declaredEarly: boolean
+): Exchange | undefined {
   if (!mayHaveKey(core, request, route)) return undefined
   const body = new RequestBody(request, stream, route.fingerprint !== undefined)
   return new Exchange(core, request, reply, route, body, declaredEarly)
@@ -86,7 +89,9 @@ export function mayHaveKey ({ config }: Core, { headers }: FastifyRequest, { key
   return key !== undefined || headers[config.header] !== undefined
 }
 
-export function needKey (core: Core, request: FastifyRequest, reply: FastifyReply, route: RouteContext, done: Done): void {
+export function needKey (
+  core: Core, request: FastifyRequest, reply: FastifyReply, route: RouteContext, done: Done
+): void {
   if (route.required) refuseMissing(core, request, reply, route, done)
   else done()
 }
@@ -115,7 +120,10 @@ export function claimAndAct (exchange: Exchange | undefined, done: Done): void {
   })
 }
 
-/** Marks replies that Fastify sends in a handler's place, or in that of a replay which failed, and bodies that a parser refused. */
+/**
+ * Marks replies that Fastify sends in a handler's place, or in that of a replay which failed, and bodies that a
+ * parser refused.
+ */
 export function noteError (reply: FastifyReply, exchange: Exchange | undefined, error: Error, done: Done): void {
   noteFailing(reply)
   if (exchange === undefined) return done()

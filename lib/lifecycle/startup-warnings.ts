@@ -34,14 +34,20 @@ export class StartupWarnings {
   /** To be called when all plugins are there. `forgotten`: whether a Redis client came too late to be used. */
   tell (forgotten: () => boolean): void {
     const { log } = this.#instance
-    if (forgotten()) log.warn('idempotency: @fastify/redis was registered after fastify-idempotency, which keeps its keys in this process only; register @fastify/redis first')
+    if (forgotten()) {
+      log.warn('idempotency: @fastify/redis was registered after fastify-idempotency, which keeps ' +
+      'its keys in this process only; register @fastify/redis first')
+    }
     const warn = (is: (seen: Seen) => boolean, text: string): void => {
       const routes = this.#seen.filter(is).map(({ route }) => `${String(route.method)} ${route.url}`)
       if (routes.length > 0) log.warn({ routes }, `idempotency: ${text}`)
     }
-    warn(authenticatesLater, '@fastify/auth checks requests of these routes in a later stage than "hook": a replay is sent to anybody who has key, body and scope; set "hook" to that stage')
-    warn(isOvertaken, 'hooks that a plugin registered after fastify-idempotency has added to the stage of "hook" do not see replays on these routes; register that plugin first')
-    warn(({ afterOurs }) => afterOurs > this.#added, 'the response of these routes is kept before their own onSend hooks, which act on replays once more; register fastify-idempotency before @fastify/compress')
+    warn(authenticatesLater, '@fastify/auth checks requests of these routes in a later stage than "hook": a ' +
+      'replay is sent to anybody who has key, body and scope; set "hook" to that stage')
+    warn(isOvertaken, 'hooks that a plugin registered after fastify-idempotency has added to the stage of "hook" ' +
+      'do not see replays on these routes; register that plugin first')
+    warn(({ afterOurs }) => afterOurs > this.#added, 'the response of these routes is kept before their own ' +
+      'onSend hooks, which act on replays once more; register fastify-idempotency before @fastify/compress')
     warn(knowsCallersByCookie, 'a cookie or session plugin is there, and these routes have no "scope": callers told ' +
       'apart by a cookie alone share the anonymous scope, and one may get another\'s response; set "scope" to a function ' +
       "of the caller, or to 'credentials' where Authorization or x-api-key tells callers apart")

@@ -82,7 +82,8 @@ export class Waiter {
     } catch (error) {
       if (this.#watchFailed) return undefined
       this.#watchFailed = true
-      request.log.error({ idempotencyId: id, err: loggable(error) }, 'idempotency: the key could not be watched; the store is asked again and again')
+      request.log.error({ idempotencyId: id, err: loggable(error) }, 'idempotency: the key could not be watched; ' +
+        'the store is asked again and again')
       publish('store-error', request, this.#exchange, { error })
       return undefined
     }

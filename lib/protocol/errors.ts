@@ -44,12 +44,16 @@ const JSON_TYPE = 'application/json; charset=utf-8'
  * The content type and the payload of an answer in the form asked for; a custom form's string is sent as it is.
  * @throws {TypeError} when a custom form answers with a promise. @throws what it throws.
  */
-export function renderError (error: IdempotencyError, request: FastifyRequest, form: Exclude<IdempotencyErrorForm, 'throw'>, docsUrl: DocsUrl | undefined): { contentType: string, payload: string } {
+export function renderError (
+  error: IdempotencyError, request: FastifyRequest, form: Exclude<IdempotencyErrorForm, 'throw'>,
+  docsUrl: DocsUrl | undefined
+): { contentType: string, payload: string } {
   if (typeof form === 'function') {
     const payload = form(error, request)
     if (isThenable(payload)) {
       promiseOf(payload).catch(() => {})
-      throw new TypeError('fastify-idempotency: option "errors" must be a function that answers at once, got a promise')
+      throw new TypeError('fastify-idempotency: option "errors" must be a function that answers at once, got a ' +
+        'promise')
     }
     return typeof payload === 'string'
       ? { contentType: 'text/plain; charset=utf-8', payload }

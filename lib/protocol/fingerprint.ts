@@ -40,7 +40,9 @@ export function fingerprintOf (key: string, method: string, target: string, dige
   return `${digest(salt).slice(0, DIGEST)}.${method}.${hashOf(target, hashOf(key)) & 0xfffff}`
 }
 
-/** The digest of what a route's own function has made of a request. @throws {TypeError} when that is of another type. */
+/**
+ * The digest of what a route's own function has made of a request. @throws {TypeError} when that is of another type.
+ */
 export function digestOf (narrowed: string | Buffer, salt: string): string {
   if (typeof narrowed !== 'string' && !Buffer.isBuffer(narrowed)) {
     const type = narrowed === null ? 'null' : typeof narrowed

@@ -19,7 +19,9 @@ export function readKey (request: FastifyRequest, { header, headerName, profile 
 }
 
 /** What is wrong with a key, or `null`; a `key` option may have returned anything. */
-export function keyError (key: unknown, { maxKeyLength, keyName }: { maxKeyLength: number, keyName: string }): Error | null {
+export function keyError (
+  key: unknown, { maxKeyLength, keyName }: { maxKeyLength: number, keyName: string }
+): Error | null {
   if (typeof key !== 'string') return new TypeError(`fastify-idempotency: option "key" must return a string or undefined, got ${typeof key}`)
   if (key.length > maxKeyLength) {
     return new IdempotencyError('idempotency_key_invalid',

@@ -26,7 +26,8 @@ const standard: Profile = {
 
 /** draft-ietf-httpapi-idempotency-key-header-07 */
 const ietf: Profile = {
-  // Section 2.1: an Item Structured Header whose value is a String (RFC 9651, section 3.3.3); parameters have no meaning.
+  // Section 2.1: an Item Structured Header whose value is a String (RFC 9651, section 3.3.3); parameters have no
+  // meaning.
   keyOf (value, headerName) {
     let item: unknown
     try {

@@ -4,7 +4,7 @@ import type { StoreOutcome } from '../stores/contract.ts'
 
 /**
  * Never kept: fields of the connection (RFC 9110, section 7.6.1), and those that are
- * computed anew for each response.
+ * computed for each response.
  */
 const NEVER_KEPT = new Set(['connection', 'keep-alive', 'transfer-encoding', 'te', 'trailer', 'upgrade', 'date', 'content-length'])
 
@@ -21,7 +21,9 @@ export function endsAtOnce ({ raw, statusCode }: FastifyReply): boolean {
  * @throws {TypeError} when a header has a name that cannot be sent, or a value that HTTP/1.1 cannot send, as Node.js
  * does; over HTTP/2, Node.js leaves such a value out.
  */
-export function capture (reply: FastifyReply, given: Record<string, unknown>, fingerprint: string, replayHeaders: (name: string) => boolean): StoreOutcome {
+export function capture (
+  reply: FastifyReply, given: Record<string, unknown>, fingerprint: string, replayHeaders: (name: string) => boolean
+): StoreOutcome {
   const headers: StoreOutcome['headers'] = []
   const isHttp2 = reply.raw.req.httpVersionMajor === 2
   for (const name in given) {

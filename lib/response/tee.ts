@@ -28,7 +28,10 @@ export function cancel (source: ByteStream): void {
  *
  * `commit` answers whether the end may be sent; `broken` is told when the source fails.
  */
-export function tee (source: ByteStream, limit: number, commit: (body: Buffer | undefined) => Promise<boolean>, broken: () => Promise<void>): Readable {
+export function tee (
+  source: ByteStream, limit: number, commit: (body: Buffer | undefined) => Promise<boolean>,
+  broken: () => Promise<void>
+): Readable {
   const copy = new PassThrough()
   pump(source, copy, limit, commit).catch(async (error: Error) => {
     await broken()
@@ -39,7 +42,9 @@ export function tee (source: ByteStream, limit: number, commit: (body: Buffer | 
   return copy
 }
 
-async function pump (source: ByteStream, copy: PassThrough, limit: number, commit: (body: Buffer | undefined) => Promise<boolean>): Promise<void> {
+async function pump (
+  source: ByteStream, copy: PassThrough, limit: number, commit: (body: Buffer | undefined) => Promise<boolean>
+): Promise<void> {
   let chunks: Buffer[] = []
   let length = 0
   let last: Buffer | undefined

@@ -124,7 +124,10 @@ export function storeAppTests ({ createStore, test, outage, storeTimeout = 1_000
 }
 
 /** An app on a real socket with one route, for as long as `run` takes; the store is closed with it. */
-async function withApp ({ store, storeTimeout = 10_000, pause = false, route = {}, handler = succeed }: Setup, run: (app: App) => Promise<void>): Promise<void> {
+async function withApp (
+  { store, storeTimeout = 10_000, pause = false, route = {}, handler = succeed }: Setup,
+  run: (app: App) => Promise<void>
+): Promise<void> {
   const runs: number[] = []
   const [started, paused] = [gate(), gate()]
   const app = Fastify()
@@ -174,7 +177,9 @@ async function replayOf (post: App['post']): Promise<Answer> {
 }
 
 /** The store, whose `method` fails the first time, before it was done or after. */
-function failingOnce (store: IdempotencyStore, method: 'claim' | 'complete', when: 'before' | 'after'): IdempotencyStore {
+function failingOnce (
+  store: IdempotencyStore, method: 'claim' | 'complete', when: 'before' | 'after'
+): IdempotencyStore {
   let failed = false
   return new Proxy(store, {
     get (target, name) {

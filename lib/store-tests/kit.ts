@@ -4,13 +4,18 @@ import type { StoreAnswer, StoreClaim, StoreClaimRequest, StoreOutcome, Idempote
 export interface StoreTestOptions {
   /** A store with nothing in it; called once for each test. */
   createStore: () => StoreAnswer<IdempotencyStore>
-  /** Registers one test: `test` of node:test, tap's `t.test`, vitest's `test`, … Tests must run one after the other. */
+  /**
+   * Registers one test: `test` of node:test, tap's `t.test`, vitest's `test`, … Tests must run one after the other.
+   */
   test: (name: string, run: () => Promise<void>) => unknown
   /** Lets `ms` pass for the store. Default: waits for real. */
   advance?: (ms: number) => Promise<void>
   /** Cuts off what the store talks to, for the tests of an outage. Without it there are none. */
   outage?: Outage
-  /** Milliseconds that an operation is given while the store is cut off, as by the plugin's option of this name; `watch` is given twice as long to call. Default 1,000. */
+  /**
+   * Milliseconds that an operation is given while the store is cut off, as by the plugin's option of this name;
+   * `watch` is given twice as long to call. Default 1,000.
+   */
   storeTimeout?: number
 }
 
@@ -29,7 +34,9 @@ export interface Suite {
   storeTimeout: number
 }
 
-export function suiteOf ({ createStore, test, advance = async ms => { await sleep(ms) }, outage, storeTimeout = 1_000 }: StoreTestOptions): Suite {
+export function suiteOf (
+  { createStore, test, advance = async ms => { await sleep(ms) }, outage, storeTimeout = 1_000 }: StoreTestOptions
+): Suite {
   const check: Suite['check'] = (name, run) => {
     test(name, async () => {
       const store = await createStore()
@@ -63,7 +70,9 @@ export const result: StoreOutcome = {
 }
 
 /** Fifty claims of one key that are under way together. */
-export async function stampede (store: IdempotencyStore, key: string, more: Partial<StoreClaimRequest> = {}): Promise<StoreClaim[]> {
+export async function stampede (
+  store: IdempotencyStore, key: string, more: Partial<StoreClaimRequest> = {}
+): Promise<StoreClaim[]> {
   return await Promise.all(Array.from({ length: 50 }, async (_, i) => await store.claim(key, claimOf(`stampede ${i}`, more))))
 }
 

@@ -73,7 +73,9 @@ export function raceTests ({ check, advance }: Suite): void {
 }
 
 /** Starts both steps, for every other key in the other order. */
-async function atOnce <One extends Step, Other extends Step> (i: number, store: IdempotencyStore, key: string, one: One, other: Other): Promise<[Awaited<ReturnType<One>>, Awaited<ReturnType<Other>>]> {
+async function atOnce <One extends Step, Other extends Step> (
+  i: number, store: IdempotencyStore, key: string, one: One, other: Other
+): Promise<[Awaited<ReturnType<One>>, Awaited<ReturnType<Other>>]> {
   const both = i % 2 === 0
     ? await Promise.all([one(store, key), other(store, key)])
     : (await Promise.all([other(store, key), one(store, key)])).reverse()

@@ -15,7 +15,8 @@ const BINDING: StoreBinding = { fingerprint: 'fp', steps: [step('one', '"given"'
 /** Steps: what is recorded under a key, for how long, and by whom. A store without them passes. */
 export function recordingTests ({ check, advance }: Suite): void {
   const checkSteps = (name: string, run: (store: Recorder) => Promise<void>): void => check(`steps, where there are any: ${name}`, async store => {
-    assert.equal(store.record === undefined, store.recorded === undefined, 'a store has both of record and recorded, or none')
+    assert.equal(store.record === undefined, store.recorded === undefined, 'a store has both of record and ' +
+      'recorded, or none')
     if (store.record !== undefined) await run(store as Recorder)
   })
 
@@ -125,7 +126,8 @@ export function recordingTests ({ check, advance }: Suite): void {
     assert.deepEqual(await store.claim('k', claimOf('c')), { outcome: 'completed', attempt: 2, result })
   })
 
-  checkSteps('a late result is taken while another holds the key for the same request, and then the first stands', async store => {
+  checkSteps('a late result is taken while another holds the key for the same request, and then the first ' +
+    'stands', async store => {
     await dead(store, 'k')
     await store.claim('k', claimOf('b'))
     assert.deepEqual(await record(store, 'a', 'one', '1'), LOST, 'nobody knows yet what the holder was asked')
@@ -141,7 +143,8 @@ export function recordingTests ({ check, advance }: Suite): void {
     assert.deepEqual(await record(store, 'a', 'three', '5'), LOST)
   })
 
-  checkSteps('a holder whose lease has passed may record until it is replaced, and its lease does not change', async store => {
+  checkSteps('a holder whose lease has passed may record until it is replaced, and its lease does not ' +
+    'change', async store => {
     await dead(store, 'k')
     assert.deepEqual(await record(store, 'a', 'one'), RECORDED)
     assert.deepEqual(await record(store, 'a', 'one', '1'), RECORDED)
@@ -229,7 +232,9 @@ export function recordingTests ({ check, advance }: Suite): void {
   }
 }
 
-async function record (store: Recorder, who: string, name: string, result?: string, fingerprint = 'fp'): Promise<StoreRecording> {
+async function record (
+  store: Recorder, who: string, name: string, result?: string, fingerprint = 'fp'
+): Promise<StoreRecording> {
   return await store.record('k', token(who), fingerprint, name, result)
 }
 

@@ -98,7 +98,8 @@ export function stepTests ({ check, advance }: Suite): void {
     assert.deepEqual(await store.claim('k', claimOf('c')), held(2))
   })
 
-  check('a renewal keeps the fingerprint for duplicates until the next holder, and is refused once the key is completed or freed', async store => {
+  check('a renewal keeps the fingerprint for duplicates until the next holder, and is refused once the key is ' +
+    'completed or freed', async store => {
     await store.claim('k', claimOf('a'))
     assert.equal(await store.renew('k', token('a'), LEASE, TTL, 'fp'), true)
     assert.equal(await store.renew('k', token('a'), LEASE, TTL, ''), true)

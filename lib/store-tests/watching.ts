@@ -12,7 +12,8 @@ export function watchTests (suite: Suite): void {
     suite.check(name, async store => { if (store.watch !== undefined) await run(store, new Watchers(store, suite.storeTimeout)) })
   }
 
-  check('watch, where there is one, calls once the key is no longer held, and not after it was stopped', async (store, { called, watch, calls }) => {
+  check('watch, where there is one, calls once the key is no longer held, and not after it was ' +
+    'stopped', async (store, { called, watch, calls }) => {
     await store.claim('k', claimOf('a'))
     watch('absent', 'absent')
     watch('absent', 'stopped')()
@@ -68,7 +69,8 @@ export function watchTests (suite: Suite): void {
     await called('held')
   })
 
-  check('watch, where there is one, goes on for who has come since, when one of a former holder is stopped', async (store, { called, watch, calls }) => {
+  check('watch, where there is one, goes on for who has come since, when one of a former holder is ' +
+    'stopped', async (store, { called, watch, calls }) => {
     await store.claim('k', claimOf('a'))
     const stop = watch('k', 'former')
     await store.release('k', token('a'), TTL, true)
@@ -82,7 +84,8 @@ export function watchTests (suite: Suite): void {
     assert.deepEqual(calls, ['former', 'new'])
   })
 
-  check('watch, where there is one, calls who watches a key that a dead holder has lost', async (store, { called, watch }) => {
+  check('watch, where there is one, calls who watches a key that a dead holder has ' +
+    'lost', async (store, { called, watch }) => {
     await store.claim('k', claimOf('a', { lease: 60 }))
     await suite.advance(90)
     assert.deepEqual(await store.claim('k', claimOf('b')), acquired(2, true))

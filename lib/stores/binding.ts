@@ -24,7 +24,10 @@ export function encodeBinding ({ fingerprint, steps }: StoreBinding): Buffer {
   return Buffer.concat([length, Buffer.from(fingerprint), ...(steps.length === 0 ? section(BOUND, '', '') : sections)])
 }
 
-/** Decodes what stands from `start` on; `undefined` where the key is not bound. @throws {UnreadableRecordError} when it is damaged. */
+/**
+ * Decodes what stands from `start` on; `undefined` where the key is not bound. @throws {UnreadableRecordError} when
+ * it is damaged.
+ */
 export function decodeBinding (bytes: Buffer, start = 0, end = bytes.length): StoreBinding | undefined {
   const at = start + 2
   if (at > end) throw damaged()

@@ -7,7 +7,9 @@
  * may answer at once or with a promise; a failure is a throw or a rejection.
  */
 export interface IdempotencyStore {
-  /** Takes the key if it is absent, freed, already ours (same token: the lease starts anew), or its lease has passed. */
+  /**
+   * Takes the key if it is absent, freed, already ours (same token: the lease starts anew), or its lease has passed.
+   */
   claim (key: string, request: StoreClaimRequest): StoreAnswer<StoreClaim>
   /**
    * Extends the lease to `lease` ms from now; keeps `fingerprint`, unless '', for duplicates to compare with.

@@ -30,7 +30,9 @@ export class UnreadableRecordError extends Error {
   override readonly name = 'UnreadableRecordError'
 }
 
-/** Encodes a kept outcome; `decodeOutcome` is its inverse. @throws {RangeError} when its headers take 16 MiB or more. */
+/**
+ * Encodes a kept outcome; `decodeOutcome` is its inverse. @throws {RangeError} when its headers take 16 MiB or more.
+ */
 export function encodeOutcome (outcome: StoreOutcome): Buffer {
   const record = recordOf(outcome)
   return typeof record === 'string' ? Buffer.from(record) : record

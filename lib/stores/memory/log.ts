@@ -65,7 +65,10 @@ export class Ended {
     return decodeBinding(this.#bytes, this.#outcomeAt + 1, this.#end)
   }
 
-  /** The kept outcome. Bytes are a copy, which hooks may write into; those of a text, which hooks see as a string, are not. */
+  /**
+   * The kept outcome. Bytes are a copy, which hooks may write into; those of a text, which hooks see as a string, are
+   * not.
+   */
   get result (): StoreOutcome | undefined {
     if (!this.completed) return undefined
     const result = decodeOutcome(this.#bytes, this.#outcomeAt, this.#end)
@@ -124,7 +127,10 @@ export class Log {
   }
 
   /** Adds a key that is not there, and ended `since`: completed, or freed, and then maybe bound. */
-  append (key: string, token: string, since: number, attempt: number, outcome: StoreOutcome | undefined, binding?: StoreBinding): void {
+  append (
+    key: string, token: string, since: number, attempt: number, outcome: StoreOutcome | undefined,
+    binding?: StoreBinding
+  ): void {
     const keyLength = Buffer.byteLength(key)
     const tokenLength = Buffer.byteLength(token)
     const body = binding === undefined ? outcome?.body : Buffer.concat([Buffer.of(BOUND), encodeBinding(binding)])

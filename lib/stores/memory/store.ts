@@ -197,7 +197,10 @@ export class MemoryStore implements IdempotencyStore {
     return known
   }
 
-  #end (key: string, token: string, ttl: number, outcome: StoreOutcome | undefined, executed: boolean, binding?: StoreBinding): boolean {
+  #end (
+    key: string, token: string, ttl: number, outcome: StoreOutcome | undefined, executed: boolean,
+    binding?: StoreBinding
+  ): boolean {
     const held = this.#held.get(key)
     const ended = held === undefined ? this.#ended(key) : undefined
     const holder = held ?? ended
@@ -215,7 +218,9 @@ export class MemoryStore implements IdempotencyStore {
     return true
   }
 
-  /** Bytes that the logs take beside their records, but for the one that there always is: they count with many ttls. */
+  /**
+   * Bytes that the logs take beside their records, but for the one that there always is: they count with many ttls.
+   */
   get #overhead (): number {
     return Math.max(0, this.#logs.length - 1) * LOG_BYTES
   }

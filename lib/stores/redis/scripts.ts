@@ -108,7 +108,10 @@ put(redis.call, 'h', count, now(), ARGV[3], ARGV[1], rest, ARGV[2] + ARGV[3])
 return answer(letter, count, known)
 `)
 
-/** ARGV: token, lease, ttl, fingerprint, whether it binds. Where Redis is full, a fingerprint, its binding or another ttl waits for the next time. */
+/**
+ * ARGV: token, lease, ttl, fingerprint, whether it binds. Where Redis is full, a fingerprint, its binding or another
+ * ttl waits for the next time.
+ */
 export const RENEW = script(`${PRELUDE}${LIBRARY}
 if state ~= 'h' or token ~= ARGV[1] or freed() then return 0 end
 local fresh = ARGV[4] ~= '' and not bound()

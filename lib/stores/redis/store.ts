@@ -42,10 +42,12 @@ export class RedisStore implements IdempotencyStore {
   constructor (client: RedisStoreClient, { minReplicas = 0, replicaTimeout = 500 }: RedisStoreOptions = {}) {
     if (typeof (client as Partial<RedisStoreClient> | null)?.callBuffer !== 'function') throw wrongClient('option "redis"', client)
     if (!Number.isSafeInteger(minReplicas) || minReplicas < 0 || !Number.isSafeInteger(replicaTimeout) || replicaTimeout < 1) {
-      throw new TypeError('RedisStore: options "minReplicas" and "replicaTimeout" must be whole numbers, of replicas and of milliseconds')
+      throw new TypeError('RedisStore: options "minReplicas" and "replicaTimeout" must be whole numbers, of ' +
+        'replicas and of milliseconds')
     }
     if (minReplicas > 0 && client.pipeline === undefined) {
-      throw new TypeError('RedisStore: option "minReplicas" needs a client with the method "pipeline", such as ioredis')
+      throw new TypeError('RedisStore: option "minReplicas" needs a client with the method "pipeline", such as ' +
+        'ioredis')
     }
     this.#client = client
     this.#call = callOf(client)
@@ -73,7 +75,9 @@ export class RedisStore implements IdempotencyStore {
     return this.#run(END, key, [token, ttl, '', executed ? 1 : 0, bound], reply => accepted(reply))
   }
 
-  record (key: string, token: string, fingerprint: string, name: string, result: string | undefined): Promise<StoreRecording> {
+  record (
+    key: string, token: string, fingerprint: string, name: string, result: string | undefined
+  ): Promise<StoreRecording> {
     const args = [token, fingerprint, name, result === undefined ? 's' : 'r', result ?? '']
     if (this.#minReplicas === 0) return this.#run(RECORD, key, args, recordingOf)
     return this.#written(RECORD, key, args).then(recordingOf, error => { throw explain(error) })
