@@ -7,3 +7,4 @@ export { viaPrisma, type PrismaDb, type PrismaTx } from './sql/adapters/prisma.t
 export type { Database, Row } from './sql/database.ts'
 export type { Recorded } from './sql/result.ts'
 export { transactions, type Transaction, type TransactionsOptions } from './sql/transactions.ts'
+export { PostgresStore, type PostgresStoreOptions, type PostgresStorePool } from './stores/postgres/store.ts'

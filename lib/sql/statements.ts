@@ -1,3 +1,5 @@
+import { quotedTable } from '../util/table-name.ts'
+
 /**
  * The SQL. Every parameter is text, cast where it is used, and every column that comes back is text: what a client
  * library, or its type parsers, makes of bytes, numbers and timestamps does not matter. Times are the server's.
@@ -13,24 +15,17 @@ export interface Statements {
   sweep: string
 }
 
-const NAME = /^[a-z_][a-z0-9_$]{0,62}$/i
-
 /**
  * A row (key, name) says that a named piece of work has happened, and with which result. The row whose name is empty
  * is the fence: executions with another token cannot record. `table` may have a schema in front: `app.once`.
  * @throws {TypeError} when `table` is not the name of a table.
  */
 export function statementsFor (table: string): Statements {
-  const parts = typeof table === 'string' ? table.split('.') : []
-  if (parts.length < 1 || parts.length > 2 || !parts.every(part => NAME.test(part))) {
-    throw new TypeError('fastify-idempotency/sql: option "table" must be a name of letters, digits and _, ' +
-      `with a schema and a dot before it if need be, got ${JSON.stringify(table)}`)
-  }
-  const t = parts.map(part => `"${part}"`).join('.')
-  const index = `"${String(parts.at(-1)).slice(0, 52)}_expires_at"`
+  const t = quotedTable(table, 'fastify-idempotency/sql')
+  const index = `"${String(table.split('.').at(-1)).slice(0, 52)}_expires_at"`
 
   // Executions hold the lock together, and a fence alone: it waits for all of them.
-  const lockKey = `hashtextextended('${parts.join('.')} ' || $1::text, 0)`
+  const lockKey = `hashtextextended('${table} ' || $1::text, 0)`
   const insert = `insert into ${t} as e (key, name, token, attempt, fingerprint, expires_at)`
   const inMs = (parameter: string): string => `clock_timestamp() + ${parameter}::text::float8 * interval '1 ms'`
   // Above READ COMMITTED all statements see what was there before the lock was taken.
