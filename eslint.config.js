@@ -17,7 +17,7 @@ const ROOMS = {
   'operator.ts': ['lease', 'protocol', 'stores'],
   lifecycle: ['util', 'stores', 'protocol', 'config', 'request', 'response', 'events.ts', 'lease'],
   openapi: ['config', 'protocol'],
-  sql: ['config', 'protocol', 'stores/contract.ts', 'util', 'lifecycle/execution.ts', 'index.ts'],
+  sql: ['config', 'protocol', 'stores/contract.ts', 'stores/postgres', 'util', 'lifecycle/execution.ts', 'index.ts'],
   'store-tests': ['stores/contract.ts', 'index.ts']
 }
 
