@@ -5,11 +5,40 @@ import { randomUUID } from 'node:crypto'
 import { setTimeout as sleep } from 'node:timers/promises'
 import redis from '@fastify/redis'
 import Fastify from 'fastify'
+import { Redis } from 'ioredis'
 import idempotency from '../lib/index.ts'
 import { playground } from './playground/index.ts'
 
-const app = Fastify({ logger: { level: process.env.LOG_LEVEL ?? 'warn' } })
-if (process.env.REDIS_URL !== undefined) await app.register(redis, { url: process.env.REDIS_URL })
+/** Ends with one line that says what to do. */
+function giveUp (line: string): never {
+  console.error(line)
+  process.exit(1)
+}
+
+const { PORT = '3000', REDIS_URL, LOG_LEVEL = 'warn' } = process.env
+if (!/^\d{1,5}$/.test(PORT) || Number(PORT) > 65_535) {
+  giveUp(`PORT is '${PORT}', which is no port: give a number up to 65535, such as PORT=3001 npm start`)
+}
+
+/** A client that is there: once it was, it connects again whenever it has to. */
+async function connect (url: string): Promise<Redis> {
+  let connected = false
+  const client = new Redis(url, { lazyConnect: true, connectTimeout: 3_000, retryStrategy: () => connected ? 500 : null })
+  let reason = 'no answer'
+  client.on('error', (error: Error) => { reason = error.message || String((error as NodeJS.ErrnoException).code) })
+  try {
+    await client.connect()
+    await client.ping()
+    connected = true
+  } catch {
+    client.disconnect()
+    giveUp(`The Redis of REDIS_URL cannot be reached (${reason}): start it, or leave REDIS_URL out for the in-process store`)
+  }
+  return client
+}
+
+const app = Fastify({ logger: { level: LOG_LEVEL } })
+if (REDIS_URL !== undefined) await app.register(redis, { client: await connect(REDIS_URL), closeClient: true })
 await app.register(idempotency)
 await app.register(playground)
 
@@ -26,12 +55,19 @@ app.post('/missing', async (_request, reply) => await reply.code(404).send({ err
 app.post('/broken', async () => { throw new Error(`failure ${randomUUID()}`) })
 app.post('/search', { config: { idempotency: false } }, async () => ({ id: randomUUID() }))
 
-const address = await app.listen({ port: Number(process.env.PORT ?? 3000), host: '127.0.0.1' })
-console.log(`The example API listens on ${address}, ${process.env.REDIS_URL === undefined ? 'with the in-process store' : 'with Redis'}.
+const address = await app.listen({ port: Number(PORT), host: '127.0.0.1' }).catch((error: NodeJS.ErrnoException) => {
+  if (error.code === 'EADDRINUSE') giveUp(`Port ${PORT} is taken: end what listens there, or choose another one: PORT=3001 npm start`)
+  giveUp(`The example API cannot listen on port ${PORT}: ${error.message}`)
+})
+console.log(`The example API listens on ${address}, ${REDIS_URL === undefined ? 'with the in-process store' : 'with Redis'}.
 Send this twice; the second answer is the first one's, with "idempotent-replayed: true":
 
   curl -i ${address}/payments -H 'Content-Type: application/json' -H 'Idempotency-Key: order-1' -d '{"amount":4200}'
 
 Or see what it does, and what it does not: open ${address}/ in a browser.
 `)
-for (const signal of ['SIGINT', 'SIGTERM'] as const) process.once(signal, () => { app.close().then(() => process.exit(0), () => process.exit(1)) })
+for (const signal of ['SIGINT', 'SIGTERM'] as const) {
+  process.once(signal, () => {
+    app.close().then(() => process.exit(0), () => process.exit(1))
+  })
+}
