@@ -15,7 +15,7 @@ execFileSync(process.execPath, ['node_modules/typescript-7/bin/tsc', '-p', 'tsco
 interface Ended { code: number | null, out: string, err: string }
 
 /** The example API with these variables; `onReady` is called with what it prints when it listens. */
-async function serve (variables: Record<string, string>, onReady?: (out: string, pid: number) => Promise<void> | void): Promise<Ended> {
+async function serve (variables: Record<string, string>, onReady?: (pid: number) => void): Promise<Ended> {
   const { PATH = '', HOME = '' } = process.env
   const child = spawn(process.execPath, ['.build/examples/server.js'], { cwd: root, env: { PATH, HOME, ...variables }, stdio: ['ignore', 'pipe', 'pipe'] })
   const err = text(child.stderr)
@@ -24,7 +24,7 @@ async function serve (variables: Record<string, string>, onReady?: (out: string,
   child.stdout.on('data', chunk => {
     const first = out === ''
     out += String(chunk)
-    if (first) void onReady?.(out, child.pid as number)
+    if (first) onReady?.(child.pid as number)
   })
   const [code] = await exited
   return { code, out, err: await err }
@@ -62,7 +62,7 @@ t.test('npm start says in one line what to do where Redis cannot be reached', as
 t.test('npm start ends on SIGTERM, with Redis and without', async t => {
   const { url } = await redisServer()
   for (const [variables, store] of [[{}, 'the in-process store'], [{ REDIS_URL: url }, 'Redis']] as const) {
-    const { code, out, err } = await serve({ PORT: '0', ...variables }, (_out, pid) => { process.kill(pid, 'SIGTERM') })
+    const { code, out, err } = await serve({ PORT: '0', ...variables }, pid => { process.kill(pid, 'SIGTERM') })
     t.same([code, err], [0, ''])
     t.match(out, `with ${store}.`)
   }
