@@ -19,6 +19,8 @@ const TEXT = 2
 const KNOWN_FLAGS = REPLAYABLE | TEXT
 const FIELDS_AT = 11
 const MAX_FIELDS = 0xffffff
+/** Status and length, after version and flags; what JavaScript takes for a number besides is damage. */
+const NUMBERS = /^..[1-9]\d\d[\da-f]{6}$/
 /** A short text comes back as a string, a long one as bytes, since that is how they are sent best. */
 const SMALL = 4_096
 
@@ -74,7 +76,7 @@ export function decodeOutcome (bytes: Buffer, start = 0, end = bytes.length): St
   const length = parseInt(head.slice(5), 16)
   const status = Number(head.slice(2, 5))
   const bodyAt = fieldsAt + length
-  if ((flags & ~KNOWN_FLAGS) !== 0 || !(status >= 100) || !(bodyAt <= end)) throw damaged()
+  if ((flags & ~KNOWN_FLAGS) !== 0 || !NUMBERS.test(head) || bodyAt > end) throw damaged()
   const rest = small ? bytes.toString('utf8', fieldsAt, end) : bytes.toString('latin1', fieldsAt, bodyAt)
   const headers: StoreOutcome['headers'] = []
   return {
