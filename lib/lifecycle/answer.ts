@@ -133,7 +133,7 @@ function sendAsKept ({ core, reply }: Exchange, outcome: StoreOutcome): boolean 
   const { body, status } = outcome
   withdrawEncoding(reply)
   restore(reply, outcome, core.config.replayedHeaderName)
-  const headers = sendable(reply)
+  const headers = sendable(reply, outcome)
   if (status >= 200 && status !== 204 && status !== 304) headers['content-length'] = Buffer.byteLength(body)
   try {
     reply.raw.writeHead(status, headers)

@@ -96,11 +96,13 @@ export function withdrawEncoding (reply: FastifyReply): void {
   for (const name of OF_THE_BYTES) reply.removeHeader(name)
 }
 
-/** The headers of a reply without those that Node.js refuses to send. */
-export function sendable (reply: FastifyReply): OutgoingHttpHeaders {
+/** The headers of a replay without those that hooks have set and Node.js refuses to send. What was kept stays whole. */
+export function sendable (reply: FastifyReply, { headers: kept }: StoreOutcome): OutgoingHttpHeaders {
   const headers: OutgoingHttpHeaders = {}
+  const isKept = new Set(kept.map(([name]) => name))
   for (const [name, value] of Object.entries(reply.getHeaders())) {
-    if (value !== undefined && [value].flat().every(line => isValid(name, String(line)))) headers[name] = value
+    if (value === undefined) continue
+    if (isKept.has(name) || [value].flat().every(line => isValid(name, String(line)))) headers[name] = value
   }
   return headers
 }
