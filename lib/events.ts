@@ -3,7 +3,7 @@ import type { FastifyRequest } from 'fastify'
 import type { IdempotencyErrorCode } from './protocol/errors.ts'
 
 /** Each has the channel `fastify-idempotency:<name>` of node:diagnostics_channel. */
-export const IDEMPOTENCY_EVENTS = ['executed', 'replayed', 'mismatched', 'conflicted', 'invalid', 'released', 'abandoned', 'lease-lost', 'store-error', 'unreplayable'] as const
+export const IDEMPOTENCY_EVENTS = ['executed', 'replayed', 'mismatched', 'conflicted', 'invalid', 'released', 'abandoned', 'lease-lost', 'store-error', 'unreplayable', 'step-recorded', 'step-reused'] as const
 
 export type IdempotencyEventName = typeof IDEMPOTENCY_EVENTS[number]
 
@@ -22,6 +22,8 @@ export interface IdempotencyEvent {
   code?: IdempotencyErrorCode
   /** Milliseconds since this request took the key, where it has taken it: upload, handler, and the way to the store. */
   heldFor?: number
+  /** `step-recorded` and `step-reused` only: the step's name. */
+  step?: string
   /** `store-error` only: what the store or the deadline said, as it came. An error of ioredis carries the arguments of its command: bodies too. */
   error?: unknown
 }

@@ -58,9 +58,11 @@ export default fastifyIdempotency
 
 export type { FastifyIdempotencyOptions, IdempotencyRouteOptions, IdempotencyStage } from './config/options.ts'
 export { IDEMPOTENCY_EVENTS, type IdempotencyEventName, type IdempotencyEvent } from './events.ts'
+export type { IdempotencyStep, IdempotencyStepContext, IdempotencyStepOptions } from './lifecycle/steps.ts'
 export type { RequestIdempotency } from './lifecycle/view.ts'
 export type { IdempotencyInspection, IdempotencyKeyRef, IdempotencyOperator } from './operator.ts'
 export { IdempotencyError, type IdempotencyErrorForm, type IdempotencyErrorCode } from './protocol/errors.ts'
+export type { Jsonified } from './protocol/step-result.ts'
 export type { StoreAnswer, StoreBinding, StoreClaim, StoreClaimRequest, StoreEntry, StoreOutcome, StoreRecording, StoreStep, IdempotencyStore } from './stores/contract.ts'
 export { MemoryStore, type MemoryStoreOptions } from './stores/memory/store.ts'
 export { decodeOutcome, encodeOutcome, UnreadableRecordError } from './stores/record.ts'

@@ -1,13 +1,13 @@
 import type { Answer, StoreCalls } from './lease/store-calls.ts'
 import { idOf } from './protocol/fingerprint.ts'
-import type { StoreEntry, IdempotencyStore } from './stores/contract.ts'
+import type { IdempotencyStore, StoreEntry, StoreStep } from './stores/contract.ts'
 
 /** A key and whose it is: `scope` as the option `scope` returns it, left out for the anonymous scope; or its `id`. */
 export type IdempotencyKeyRef =
   | { scope?: string | undefined, key: string, id?: undefined }
   | { /** As `request.idempotency.id`, events and log lines have it. */ id: string, scope?: undefined, key?: undefined }
 
-/** What an operator may know of a key; never the body. */
+/** What an operator may know of a key; never a body, never a result. */
 export interface IdempotencyInspection {
   state: StoreEntry['state']
   /** Executions of this key so far. */
@@ -20,6 +20,8 @@ export interface IdempotencyInspection {
   status: number | undefined
   /** Whether the kept response can be sent again. */
   replayable: boolean | undefined
+  /** Names of the steps whose results are recorded; none once a response is kept, since that drops them. */
+  steps: string[]
 }
 
 /** `fastify.idempotency`: for operators and tests. */
@@ -31,7 +33,8 @@ export interface IdempotencyOperator {
    */
   inspect (key: IdempotencyKeyRef): Promise<IdempotencyInspection | undefined>
   /**
-   * Frees a key whatever its state; `false` if there was none. A handler that still holds it loses its lease.
+   * Frees a key whatever its state, and forgets its recorded steps; `false` if there was none. A handler that still
+   * holds it loses its lease.
    * @throws {TypeError} when neither `key` nor `id` is given.
    */
   forget (key: IdempotencyKeyRef): Promise<boolean>
@@ -51,7 +54,9 @@ export function createOperator (calls: StoreCalls, prefix: string): IdempotencyO
       const entry = await ask<StoreEntry | undefined>(done => calls.read(name, done))
       if (entry === undefined) return undefined
       const { state, attempt, since, until, result } = entry
-      return { state, attempt, since: new Date(since), until: new Date(until), status: result?.status, replayable: result?.replayable }
+      const recorded = state === 'completed' || !calls.recordsSteps ? [] : await ask<StoreStep[]>(done => calls.recorded(name, done))
+      const steps = recorded.filter(({ name, result }) => name !== '' && result !== undefined).map(({ name }) => name)
+      return { state, attempt, since: new Date(since), until: new Date(until), status: result?.status, replayable: result?.replayable, steps }
     },
     async forget (key) {
       const name = prefix + nameOf(key)

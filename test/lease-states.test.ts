@@ -30,7 +30,10 @@ function leaseIn (state: LeaseState): Lease {
     started: true,
     bodyLength: 0,
     route: { lease: 1_000, ttl: 1_000, retryAfter: 1, keyName: 'Idempotency-Key' },
-    knownFingerprint: () => ''
+    boundTo: '',
+    binds: false,
+    knownFingerprint: () => '',
+    binding: () => undefined
   }
   const lease = new Lease(holder, 0)
   for (const next of wayTo(state) ?? []) lease.to(next)

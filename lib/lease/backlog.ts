@@ -196,7 +196,7 @@ export class Backlog {
       id: unused.id,
       bytes: ITEM_BYTES,
       maxDelay: route.lease / 3,
-      run: done => this.#deps.calls.release(storeKey, token, route.ttl, false, error => done(error)),
+      run: done => this.#deps.calls.release(storeKey, token, route.ttl, false, undefined, error => done(error)),
       failed: error => {
         request.log.error({ idempotencyId: unused.id, err: loggable(error) }, 'idempotency: a claim that is not used could not be given back; it is tried again in the background')
         publish('store-error', request, unused, { error })

@@ -1,4 +1,5 @@
 import { publish } from '../events.ts'
+import { matches } from '../protocol/fingerprint.ts'
 import type { StoreClaim, StoreOutcome } from '../stores/contract.ts'
 import type { Taken } from '../protocol/verdict.ts'
 import type { Lease } from './lease.ts'
@@ -58,7 +59,8 @@ export function commit (deps: LeaseDeps, lease: Lease, ending: Ending, done: Com
  * now, or nobody (the store has lost the record), and then the outcome is written again.
  */
 function write (deps: LeaseDeps, lease: Lease, outcome: StoreOutcome | undefined, round: number, done: Committed): void {
-  const { storeKey, token, route, started } = lease.holder
+  const { holder } = lease
+  const { storeKey, token, route, started } = holder
   const written = (error: unknown, accepted?: boolean): void => {
     if (error !== null || accepted === true) return done(error)
     if (round > MAX_ROUNDS) return done(new Error('The store grants the key to this token, and then refuses it'))
@@ -67,11 +69,18 @@ function write (deps: LeaseDeps, lease: Lease, outcome: StoreOutcome | undefined
       if (error !== null) return done(error)
       const found = claim as StoreClaim
       if (found.outcome !== 'acquired') return done(null, found)
+      const { attempt, fingerprint = '' } = found
+      if (fingerprint !== '' && !matches(fingerprint, holder.knownFingerprint())) {
+        // Freed meanwhile by another request, to which it stays bound.
+        return deps.calls.release(storeKey, token, route.ttl, false, undefined, error => done(error, { outcome: 'held', attempt, fingerprint }))
+      }
       lease.lost = false
       write(deps, lease, outcome, round + 1, done)
     })
   }
-  if (outcome === undefined) deps.calls.release(storeKey, token, route.ttl, started, written)
+  // An outcome that was written before has dropped the steps, and so has a store that was emptied.
+  const binding = outcome === undefined ? holder.binding(lease.commits > 1 || round > 1) : undefined
+  if (outcome === undefined) deps.calls.release(storeKey, token, route.ttl, started, binding, written)
   else deps.calls.complete(storeKey, token, outcome, route.ttl, written)
 }
 

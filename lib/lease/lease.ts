@@ -1,6 +1,7 @@
 import type { FastifyRequest } from 'fastify'
 import { publish, type Subject } from '../events.ts'
 import type { Wording } from '../protocol/verdict.ts'
+import type { StoreBinding } from '../stores/contract.ts'
 
 /**
  * `held`: the handler, or whoever replies, decides. `collecting`: the rest of the request's body, or a response's
@@ -32,8 +33,14 @@ export interface Holder extends Subject {
   readonly started: boolean
   /** Bytes of the request's body. */
   readonly bodyLength: number
+  /** The fingerprint of the request that the key was bound to when it was claimed; '' where it was to none. */
+  readonly boundTo: string
+  /** Steps or derived keys are in use: the key is bound to this request. */
+  readonly binds: boolean
   /** The fingerprint once the body is whole; '' before. */
   knownFingerprint (): string
+  /** What a release binds the key to; `withSteps`: the store may have dropped what was recorded. */
+  binding (withSteps: boolean): StoreBinding | undefined
 }
 
 /** A key that a request of this process holds. Times are the monotonic clock's, in ms. */

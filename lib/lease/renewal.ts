@@ -93,13 +93,14 @@ export class Renewals {
   renew (lease: Lease, now: number, done: (error: unknown, renewed?: boolean) => void): void {
     const { storeKey, token, route } = lease.holder
     const fingerprint = lease.holder.knownFingerprint()
+    const { binds } = lease.holder
     const succeeded = (): void => {
       lease.failures = 0
       lease.confirmedAt = Math.max(lease.confirmedAt, now)
-      if (fingerprint !== '') lease.fingerprintSent = true
+      if (fingerprint !== '' && binds === lease.holder.binds) lease.fingerprintSent = true
     }
     lease.renewedAt = now
-    this.#calls.renew(storeKey, token, route.lease, route.ttl, fingerprint, (error, renewed) => {
+    this.#calls.renew(storeKey, token, route.lease, route.ttl, fingerprint, binds, (error, renewed) => {
       if (renewed === true) succeeded()
       done(error, renewed)
     }, (_error, renewed) => {

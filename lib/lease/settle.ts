@@ -1,7 +1,8 @@
-import { evaluateClaim, inProgress, type Verdict } from '../protocol/verdict.ts'
+import { matches } from '../protocol/fingerprint.ts'
+import { evaluateClaim, inProgress, mismatch, type Verdict } from '../protocol/verdict.ts'
 import type { Backlog } from './backlog.ts'
 import { commit, type Ending, type LeaseDeps } from './commit.ts'
-import type { Lease } from './lease.ts'
+import type { Holder, Lease } from './lease.ts'
 
 export interface SettleDeps extends LeaseDeps {
   backlog: Backlog
@@ -13,6 +14,8 @@ export interface SettleDeps extends LeaseDeps {
  */
 export function settle (deps: SettleDeps, lease: Lease, ending: Ending, done: (instead?: Verdict) => void): void {
   const { holder } = lease
+  const foreign = ofAnother(holder, ending)
+  if (foreign !== undefined) return settle(deps, lease, { ...ending, outcome: undefined }, instead => done(instead ?? foreign))
   deps.backlog.delete(lease)
   commit(deps, lease, ending, (error, taken) => {
     if (error === null) {
@@ -23,4 +26,13 @@ export function settle (deps: SettleDeps, lease: Lease, ending: Ending, done: (i
     deps.backlog.add(lease, ending, error)
     done(doubtful ? { refuse: inProgress(holder.route) } : undefined)
   })
+}
+
+/**
+ * The refusal in the place of an outcome of another request than the one that the key is bound to: its handler has
+ * read the body itself, so that it could not be compared before.
+ */
+function ofAnother ({ boundTo, route }: Holder, { outcome }: Ending): Verdict | undefined {
+  if (outcome === undefined || boundTo === '' || matches(boundTo, outcome.fingerprint)) return undefined
+  return { refuse: mismatch(boundTo, outcome.fingerprint, route.keyName) }
 }

@@ -1,4 +1,7 @@
-import { acceptedIn, claimIn, type StoreAnswer, type StoreClaim, type StoreClaimRequest, type StoreEntry, type StoreOutcome, type IdempotencyStore } from '../stores/contract.ts'
+import {
+  acceptedIn, claimIn, recordingIn, stepsIn, type IdempotencyStore, type StoreBinding, type StoreClaim,
+  type StoreClaimRequest, type StoreEntry, type StoreOutcome, type StoreRecording, type StoreStep
+} from '../stores/contract.ts'
 import { errorFrom, isThenable, promiseOf } from '../util/promise.ts'
 
 export type Answer<T> = (error: unknown, value?: T) => void
@@ -37,16 +40,29 @@ export class StoreCalls {
     this.#call(() => this.store.claim(key, request), claimIn, done, late)
   }
 
-  renew (key: string, token: string, lease: number, ttl: number, fingerprint: string, done: Answer<boolean>, late?: Answer<boolean>): void {
-    this.#call(() => this.store.renew(key, token, lease, ttl, fingerprint), acceptedIn, done, late)
+  renew (key: string, token: string, lease: number, ttl: number, fingerprint: string, bind: boolean, done: Answer<boolean>, late?: Answer<boolean>): void {
+    this.#call(() => this.store.renew(key, token, lease, ttl, fingerprint, bind), acceptedIn, done, late)
   }
 
   complete (key: string, token: string, outcome: StoreOutcome, ttl: number, done: Answer<boolean>): void {
     this.#call(() => this.store.complete(key, token, outcome, ttl), acceptedIn, done)
   }
 
-  release (key: string, token: string, ttl: number, executed: boolean, done: Answer<boolean>): void {
-    this.#call(() => this.store.release(key, token, ttl, executed), acceptedIn, done)
+  release (key: string, token: string, ttl: number, executed: boolean, binding: StoreBinding | undefined, done: Answer<boolean>): void {
+    this.#call(() => this.store.release(key, token, ttl, executed, binding), acceptedIn, done)
+  }
+
+  /** Whether the store records steps. */
+  get recordsSteps (): boolean {
+    return this.store.record !== undefined && this.store.recorded !== undefined
+  }
+
+  record (key: string, token: string, fingerprint: string, name: string, result: string | undefined, done: Answer<StoreRecording>, late: Answer<StoreRecording>): void {
+    this.#call(() => this.store.record?.(key, token, fingerprint, name, result), recordingIn, done, late)
+  }
+
+  recorded (key: string, done: Answer<StoreStep[]>): void {
+    this.#call(() => this.store.recorded?.(key), stepsIn, done)
   }
 
   read (key: string, done: Answer<StoreEntry | undefined>): void {
@@ -70,7 +86,7 @@ export class StoreCalls {
     if (!this.isIdle) await new Promise<void>(resolve => { this.#idle.push(resolve) })
   }
 
-  #call<T> (operation: () => StoreAnswer<unknown>, check: (answer: unknown) => T, done: Answer<T>, onLate?: Answer<T>): void {
+  #call<T> (operation: () => unknown, check: (answer: unknown) => T, done: Answer<T>, onLate?: Answer<T>): void {
     const isProbe = this.#late >= MAX_LATE
     if (isProbe) {
       const now = performance.now()

@@ -14,6 +14,7 @@ import { errorFrom, isThenable, promiseOf } from '../util/promise.ts'
 import { releaseUnused, watchClose } from './after-close.ts'
 import { answer, refuse } from './answer.ts'
 import type { Core } from './core.ts'
+import { refuseForeign } from './binding.ts'
 import { recoverRawBody } from './early-body.ts'
 import { hasClosed, type Exchange } from './exchange.ts'
 import { watchReply } from './handler.ts'
@@ -81,6 +82,7 @@ function withScope (exchange: Exchange, key: string, scope: string | undefined, 
     return done(errorFrom(error))
   }
   exchange.key = key
+  exchange.scope = scope
   claim(exchange, done)
 }
 
@@ -175,7 +177,8 @@ function startLease (exchange: Exchange, takeover: boolean, sent: number): void 
 /** Replay or run: acts on what `claimKey` has learned. `waited`: the holder has been waited for long enough. */
 export function replayOrRun (exchange: Exchange, done: Done, waited = false): void {
   const { core, claim: found, route, body, storeKey } = exchange
-  if (typeof found !== 'object' || found.outcome === 'acquired') return done()
+  if (typeof found !== 'object') return done()
+  if (found.outcome === 'acquired') return goOn(exchange, done)
   // A holder in this process has told nobody yet what it read.
   if (found.outcome === 'held' && found.fingerprint === '') found.fingerprint = core.renewals.fingerprintOf(storeKey)
   const patience = found.outcome === 'held' && route.inFlight !== 'reject' && !waited ? route.inFlight.wait : 0
@@ -218,6 +221,16 @@ function notCompared ({ request, reply }: Exchange, error: Error, done: Done): v
   const unwanted = (error as { statusCode?: number }).statusCode === 413
   if (unwanted && request.raw.httpVersionMajor === 1) reply.header('connection', 'close')
   done(error)
+}
+
+/** The key is this request's, unless it is bound to another: that is told as soon as the body is known. */
+function goOn (exchange: Exchange, done: Done): void {
+  try {
+    if (exchange.boundTo !== '' && exchange.body.whole && refuseForeign(exchange, done)) return
+  } catch (thrown) {
+    return done(errorFrom(thrown))
+  }
+  done()
 }
 
 /** Waits, asks again, and calls `next` with what it has learned. */

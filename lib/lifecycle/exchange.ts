@@ -6,12 +6,13 @@ import type { Holder, Lease } from '../lease/lease.ts'
 import { digestOf, fingerprintOf, stored } from '../protocol/fingerprint.ts'
 import type { Admission } from '../protocol/settlement.ts'
 import type { RequestBody } from '../request/body.ts'
-import type { StoreClaim, StoreOutcome } from '../stores/contract.ts'
+import type { StoreBinding, StoreClaim, StoreOutcome } from '../stores/contract.ts'
 import { newToken } from '../util/token.ts'
 import { errorFrom, isThenable, promiseOf } from '../util/promise.ts'
 import type { Core } from './core.ts'
 import type { HandlerRun } from './handler-run.ts'
 import type { OutgoingReply } from './outgoing.ts'
+import type { Steps } from './steps.ts'
 import type { Waiter } from './wait.ts'
 
 const kExchange = Symbol('fastify-idempotency exchange')
@@ -34,6 +35,8 @@ export class Exchange implements Holder {
   readonly #url: string
   body: RequestBody
   key = ''
+  /** As the route's `scope` has answered; derived keys need it. */
+  scope: string | undefined
   id = ''
   /** What the store has answered; `bypassed` where it did not, and the request runs unprotected. */
   claim: StoreClaim | 'bypassed' | undefined
@@ -45,6 +48,8 @@ export class Exchange implements Holder {
   headersBefore: Record<string, unknown> | undefined
   /** The handler's run, once it has begun. */
   run: HandlerRun | undefined
+  /** Its steps and derived keys, where it has any. */
+  steps: Steps | undefined
   /** Fastify has answered in the place of a handler that may still run, or may not start any more. */
   answeredFor = false
   /** The reply that is in our onSend hook. */
@@ -105,6 +110,20 @@ export class Exchange implements Holder {
   get attempt (): number {
     const { claim } = this
     return typeof claim === 'object' ? claim.attempt : 0
+  }
+
+  get boundTo (): string {
+    const { claim } = this
+    return typeof claim === 'object' && claim.outcome === 'acquired' ? claim.fingerprint ?? '' : ''
+  }
+
+  get binds (): boolean {
+    return this.steps !== undefined
+  }
+
+  binding (withSteps: boolean): StoreBinding | undefined {
+    const fingerprint = this.steps === undefined ? '' : this.knownFingerprint()
+    return fingerprint === '' ? undefined : { fingerprint, steps: withSteps ? this.steps?.records() ?? [] : [] }
   }
 
   get heldSince (): number {

@@ -1,6 +1,7 @@
 import type { FastifyReply, RouteHandlerMethod } from 'fastify'
 import { isThenable, promiseOf } from '../util/promise.ts'
 import { handlerEnded, handlerFailed } from './after-close.ts'
+import { refuseForeign } from './binding.ts'
 import { answerEarlyBody } from './early-body.ts'
 import { exchangeOf, type Exchange } from './exchange.ts'
 import { HandlerRun } from './handler-run.ts'
@@ -19,6 +20,7 @@ export function wrapHandler (handler: RouteHandlerMethod): RouteHandlerMethod {
       return handler.call(this, request, reply)
     }
     checkFingerprint(exchange)
+    if (isForeign(exchange)) return undefined
     const run = startRun(exchange)
     const result: unknown = handler.call(this, request, reply)
     if (result === undefined) return undefined
@@ -45,6 +47,11 @@ export function startRun (exchange: Exchange): HandlerRun {
   unwatchEarly(exchange.reply)
   exchange.run = new HandlerRun()
   return exchange.run
+}
+
+/** Whether its key is bound to another request, which has been answered then. Where the handler reads the body, a step asks again. */
+function isForeign (exchange: Exchange): boolean {
+  return exchange.boundTo !== '' && exchange.body.whole && refuseForeign(exchange, error => { exchange.reply.send(error) })
 }
 
 /** A route's own `fingerprint` is asked before the handler: where it fails, nothing has happened yet. */

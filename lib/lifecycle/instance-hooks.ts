@@ -4,6 +4,7 @@ import type { FastifyInstance, FastifyRequest } from 'fastify'
 import { errorFrom } from '../util/promise.ts'
 import { handlerEnded, handlerFailed } from './after-close.ts'
 import { noteRefusal } from './answer.ts'
+import { refuseForeign } from './binding.ts'
 import type { Core } from './core.ts'
 import { answerEarlyBody } from './early-body.ts'
 import { EarlyRoutes, listEarlyRoutes, mayHaveEarlyRoutes, routeOf } from './early-routes.ts'
@@ -92,6 +93,7 @@ function beforeHandler (exchange: Exchange, done: Done): void {
   try {
     if (exchange.body.readEarly && answerEarlyBody(exchange)) return
     if (exchange.lease !== undefined) checkFingerprint(exchange)
+    if (exchange.boundTo !== '' && exchange.body.whole && refuseForeign(exchange, done)) return
   } catch (thrown) {
     return done(errorFrom(thrown))
   }

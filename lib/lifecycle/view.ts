@@ -1,5 +1,7 @@
 import type { FastifyRequest } from 'fastify'
 import { exchangeOf, type Exchange } from './exchange.ts'
+import { stepMembers, type StepMembers } from './step-members.ts'
+import type { IdempotencyStep } from './steps.ts'
 
 interface Members {
   /** True in hooks that run on a replay. */
@@ -12,6 +14,24 @@ interface Members {
   readonly keep: () => void
   /** Do not keep this reply though its status says yes; the key is free again. */
   readonly release: () => void
+  /**
+   * Runs `work`, and records its result under the key before it resolves: in a later execution of the key (a takeover,
+   * or a retry after a failure) the recorded result is given, and `work` does not run. The result is what
+   * `JSON.stringify` and `JSON.parse` make of it, in every execution. Without a key `work` runs.
+   *
+   * Rejects with what `work` throws, which is not recorded; with an `IdempotencyError` where the store does not answer,
+   * the lease is lost, or it is not known what came of the step: not caught, it is answered as any refusal of the
+   * plugin; with a `TypeError` for a name that was used before in this execution, unless that step has rejected, and
+   * for a result that JSON has no form for.
+   */
+  readonly step: IdempotencyStep
+  /**
+   * A UUID (version 8) that stands for one use of the key, to be passed on to a provider in its place: the same on
+   * every attempt and every instance, and another for every other key prefix, scope, key and name. Without a key it is
+   * random for each request.
+   * @throws {TypeError} when `name` is not a string.
+   */
+  readonly keyFor: (name: string) => string
 }
 
 /** What a handler sees as `request.idempotency`: always an object, also where the plugin does nothing for the request. */
@@ -44,6 +64,7 @@ function makeView (request: FastifyRequest): RequestIdempotency {
     const exchange = claimed()
     if (exchange !== undefined) exchange.override = override
   }
+  let members: StepMembers | undefined
   const view = {
     get id () { return claimed()?.id ?? null },
     get attempt () { return claimed()?.attempt || 1 },
@@ -53,7 +74,9 @@ function makeView (request: FastifyRequest): RequestIdempotency {
     key: { get: () => claimed()?.key ?? null },
     signal: { get: () => claimed()?.lease?.signal ?? neverAborted() },
     keep: { value: () => decide('keep') },
-    release: { value: () => decide('release') }
+    release: { value: () => decide('release') },
+    step: { get: () => (members ??= stepMembers(request)).step },
+    keyFor: { get: () => (members ??= stepMembers(request)).keyFor }
   }) as RequestIdempotency
 }
 

@@ -142,8 +142,24 @@ export class RequestBody {
 
   /** Whether somebody reads it, or has begun to. */
   get isRead (): boolean {
-    const { readableDidRead, readableFlowing } = this.#stream
-    return readableDidRead || readableFlowing === true || this.#stream.listenerCount('readable') > 0
+    const stream = this.#stream
+    return stream.readableDidRead || stream.readableFlowing === true ||
+      stream.listenerCount('readable') > 0 || stream.listenerCount('data') > 1
+  }
+
+  /**
+   * Calls back when the body that a handler reads is whole or was cut off, without reading it. Where nobody has begun
+   * to read it by the next turn, nobody may be there to do so.
+   */
+  arrive (done: (error?: Error) => void): void {
+    const stream = this.#stream
+    if (this.whole) return done()
+    if (stream.destroyed || this.#cut) return done(cutOff())
+    new Promise<Error | undefined>(resolve => { (this.#waiting ??= []).push(resolve) }).then(done)
+    stream.on('close', onClose)
+    setImmediate(() => {
+      if (!this.whole && !this.isRead) this.#settle(new Error('Nobody reads the request body, which must be whole before the first step'))
+    })
   }
 
   /** Lets the rest of an unwanted body pass, so that the connection can be used again. */

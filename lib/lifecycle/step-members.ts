@@ -1,0 +1,48 @@
+import { randomUUID } from 'node:crypto'
+import type { FastifyRequest } from 'fastify'
+import { derivedKey, randomKey } from '../protocol/derived-key.ts'
+import { exchangeOf, type Exchange } from './exchange.ts'
+import { runUnrecorded, StepNames, Steps, type IdempotencyStep, type IdempotencyStepContext } from './steps.ts'
+
+/** The members `step` and `keyFor` of `request.idempotency`. */
+export interface StepMembers {
+  readonly step: IdempotencyStep
+  readonly keyFor: (name: string) => string
+}
+
+type WithSteps = Exchange & { steps: Steps }
+
+/** To be made when one of them is asked for. */
+export function stepMembers (request: FastifyRequest): StepMembers {
+  /** Where the request has no key. */
+  const names = new StepNames()
+  const seed = randomUUID()
+
+  function keyFor (name: string): string {
+    if (typeof name !== 'string') throw new TypeError(`The name of a derived key must be a string, got ${typeof name}`)
+    const exchange = withSteps(request, 'keyFor')
+    if (exchange === undefined) return randomKey(seed, name)
+    return derivedKey(exchange.core.config.keyPrefix, exchange.scope, exchange.key, name)
+  }
+
+  const step: IdempotencyStep = async (name, work, options) => {
+    const exchange = withSteps(request, 'step')
+    const context: IdempotencyStepContext = {
+      get key () { return keyFor(name) },
+      get signal () { return request.idempotency.signal }
+    }
+    if (exchange === undefined) return await names.enter(name, async () => await runUnrecorded(name, work, context))
+    return await exchange.steps.run(name, work, context, options)
+  }
+
+  return { step, keyFor }
+}
+
+/** The state of a request with a key, which is bound to the request from now on; `undefined` without one. */
+function withSteps (request: FastifyRequest, what: string): WithSteps | undefined {
+  const exchange = exchangeOf(request)
+  if (exchange === undefined) return undefined
+  if (exchange.id === '') throw new Error(`fastify-idempotency: request.idempotency.${what} was used before the key is known; see the option "hook"`)
+  exchange.steps ??= new Steps(exchange)
+  return exchange as WithSteps
+}

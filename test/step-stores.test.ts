@@ -1,0 +1,199 @@
+import { setTimeout as sleep } from 'node:timers/promises'
+import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
+import t from 'tap'
+import { MemoryStore, type IdempotencyStore } from '../lib/index.ts'
+import { derivedKey } from '../lib/protocol/derived-key.ts'
+import { gate, start, STORES, stopRedis } from './fixtures/app.ts'
+import { plain } from './fixtures/broken-stores.ts'
+import { faulty } from './fixtures/faulty.ts'
+
+t.teardown(stopRedis)
+
+const UUID_8 = /^[0-9a-f]{8}-[0-9a-f]{4}-8[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$/
+
+for (const mode of STORES) {
+  t.test(`G17: keyFor is the same on every attempt and instance, and another for each scope, key, name and prefix (${mode})`, async t => {
+    const seen: string[] = []
+    const options = { scope: (request: FastifyRequest) => request.headers['x-scope'] as string | undefined }
+    const routes = (app: FastifyInstance): unknown => app.post('/', async (request: FastifyRequest, reply: FastifyReply) => {
+      const { keyFor } = request.idempotency
+      seen.push(keyFor('a'))
+      return await reply.code(503).send([keyFor('a'), keyFor('b'), keyFor(''), keyFor('\ud800'), keyFor('\ud801')])
+    })
+    const one = await start(t, mode, { options, routes })
+    const shared = { ...options, store: one.app.idempotency.store }
+    const keys = async (app: typeof one, key: string, scope?: string): Promise<string[]> => {
+      const headers = { 'content-type': 'application/json', 'idempotency-key': key, ...(scope === undefined ? {} : { 'x-scope': scope }) }
+      return (await app.post(key, '{}', { headers })).json() as unknown as string[]
+    }
+    if (mode === 'memory') {
+      const other = await start(t, mode, { options: { ...shared, keyPrefix: 'idempotency' }, routes })
+      const same = await start(t, mode, { options: shared, routes })
+      t.same(await keys(same, 'k'), await keys(one, 'k'))
+      t.not((await keys(other, 'k'))[0], (await keys(one, 'k'))[0])
+    }
+    const all = [await keys(one, 'k'), await keys(one, 'k1'), await keys(one, 'k', ''), await keys(one, 'k', '1'), await keys(one, '1k')].flat()
+    t.equal(new Set(all).size, all.length)
+    for (const key of all) t.match(key, UUID_8)
+    t.same(await keys(one, 'k'), all.slice(0, 5), 'on every attempt')
+  })
+}
+
+t.test('G17: a derived key does not change with a release of this package', async t => {
+  t.equal(derivedKey('idempotency:', 'Bearer t', '8e03978e-40d5-43e8-bc93-6894a57f9324', 'charge'), 'aef1b045-7331-8c9f-a80f-a53fbe66f99e')
+})
+
+t.test('without a key a step runs, and derived keys are random for each request', async t => {
+  const { post } = await start(t, 'memory', {
+    routes: app => app.post('/', async request => {
+      const { step, keyFor, signal } = request.idempotency
+      const result = await step('one', async context => ({ at: new Date(0), key: context.key, aborted: context.signal.aborted || signal.aborted }))
+      return [keyFor('one'), keyFor('two'), result]
+    })
+  })
+  const answers = [await post(undefined, '{}'), await post(undefined, '{}')].map(answer => answer.json() as unknown as [string, string, object])
+  for (const [one, , result] of answers) {
+    t.same(result, { at: '1970-01-01T00:00:00.000Z', key: one, aborted: false })
+    t.match(one, UUID_8)
+  }
+  t.equal(new Set(answers.flatMap(([one, two]) => [one, two])).size, 4)
+})
+
+t.test('steps and derived keys before the key is known are refused', async t => {
+  const { post } = await start(t, 'memory', {
+    before: app => app.addHook('preValidation', async request => {
+      if (request.headers['x-step'] === '1') await request.idempotency.step('early', () => 1)
+      request.idempotency.keyFor('early')
+    }),
+    options: { hook: 'preHandler' },
+    routes: app => app.post('/', async () => 'ok')
+  })
+  const headers = { 'content-type': 'application/json', 'idempotency-key': 'k', 'x-step': '1' }
+  t.match((await post('k', '{}', { headers })).json(), { message: /idempotency\.step was used before the key is known/ })
+  t.match((await post('k', '{}')).json(), { message: /idempotency\.keyFor was used before the key is known/ })
+})
+
+t.test('a store without record and recorded: a step rejects and names them, derived keys do not need them', async t => {
+  const { record, recorded, ...rest } = plain(new MemoryStore())
+  for (const store of [rest, { ...rest, record }, { ...rest, recorded }] as IdempotencyStore[]) {
+    const { post, app } = await start(t, 'memory', {
+      options: { store },
+      routes: app => {
+        app.post('/', async request => await request.idempotency.step('one', () => 1))
+        app.post('/key', async request => request.idempotency.keyFor('one'))
+      }
+    })
+    t.match((await post('k', '{}')).json(), { statusCode: 500, message: /store with the methods "record" and "recorded"/ })
+    t.match((await post('key', '{}', { path: '/key' })).text, UUID_8)
+    t.same((await app.idempotency.inspect({ key: 'k' }))?.steps, [])
+  }
+})
+
+t.test('a store that does not answer: the step rejects with a 503, what was recorded late is used, and bypassed steps are not recorded', async t => {
+  const faults: Parameters<typeof faulty>[0] = {}
+  const store = faulty(faults)
+  let record: (() => Promise<void>) | undefined
+  const late = gate()
+  const lines: string[] = []
+  const { inner } = store
+  const slow: IdempotencyStore = {
+    ...store,
+    async record (...args) { await record?.(); return inner.record(...args) },
+    recorded: key => inner.recorded(key)
+  }
+  let charged = 0
+  const { post } = await start(t, 'memory', {
+    options: { store: slow, storeTimeout: 50, onStoreError: 'bypass' },
+    fastify: { logger: { stream: { write: (line: string) => { lines.push(line) } } } },
+    routes: app => {
+      app.post('/', async request => ({ charge: await request.idempotency.step('charge', () => ++charged) }))
+      app.post('/again', async request => {
+        const { step } = request.idempotency
+        const work = (): number => ++charged
+        const code = await step('charge', work).catch((error: { code: string }) => error.code)
+        record = undefined
+        late.open()
+        await sleep(20)
+        return { code, charge: await step('charge', work) }
+      })
+      app.post('/bypass', async request => {
+        const { step, keyFor, key } = request.idempotency
+        return [key, await step('charge', ({ key }) => key), keyFor('charge'), await step('more', () => 1)]
+      })
+    }
+  })
+  record = async () => { throw new Error('away') }
+  const refused = await post('k', '{}')
+  t.same([refused.status, refused.json()['code'], refused.headers['retry-after']], [503, 'idempotency_store_unavailable', '1'])
+  t.ok(lines.some(line => line.includes('a step could not be recorded')))
+  record = async () => { await late.promise }
+  t.same((await post('late', '{}', { path: '/again' })).json(), { code: 'idempotency_store_unavailable', charge: 2 })
+  faults.claim = () => { throw new Error('away') }
+  const [key, given, own] = (await post('b', '{}', { path: '/bypass' })).json() as unknown as string[]
+  t.same([key, given], ['b', own])
+  t.equal(lines.filter(line => line.includes('are not recorded')).length, 1)
+})
+
+t.test('a first execution reads nothing, and a lease that nobody confirmed is confirmed before a step', async t => {
+  const inner = new MemoryStore()
+  const calls: string[] = []
+  const counted = plain(inner)
+  const counting = Object.fromEntries(Object.entries(counted).map(([name, method]) => [name, async (...args: unknown[]) => {
+    calls.push(name)
+    return (method as (...args: unknown[]) => unknown)(...args)
+  }])) as unknown as IdempotencyStore
+  delete counting.watch
+  let renew = counting.renew
+  counting.renew = async (...args) => await renew(...args)
+  const { post } = await start(t, 'memory', {
+    options: { store: counting, lease: 100 },
+    routes: app => {
+      app.post('/', async (request, reply) => {
+        const { step, attempt } = request.idempotency
+        for (const name of ['a', 'b', 'c']) await step(name, () => name)
+        await step('d', () => 'd', { interrupted: () => 'x' })
+        return await reply.code(attempt === 1 ? 500 : 200).send('ok')
+      })
+      app.post('/plain', async () => 'ok')
+      app.post('/frozen', async request => {
+        // As after a freeze: the lease has passed, and no timer has told.
+        renew = async () => { throw new Error('away') }
+        const end = performance.now() + 110
+        while (performance.now() < end);
+        renew = async () => false
+        return await request.idempotency.step('a', () => { calls.push('ran') }).catch((error: { code: string }) => { calls.push(error.code) })
+      })
+    }
+  })
+  await post('plain', '{}', { path: '/plain' })
+  t.same(calls.splice(0), ['claim', 'complete'])
+  await post('k', '{}')
+  t.same(calls.splice(0), ['claim', 'record', 'record', 'record', 'record', 'record', 'release'])
+  await post('k', '{}')
+  t.same(calls.splice(0), ['claim', 'recorded', 'complete'])
+  await post('f', '{}', { path: '/frozen' })
+  t.same(calls.filter(call => call === 'ran' || call.startsWith('idempotency')), ['idempotency_in_progress'])
+})
+
+t.test('G14: steps count against maxBytes of the MemoryStore, and one that does not fit is refused', async t => {
+  const store = new MemoryStore({ maxBytes: 4_000 })
+  const { post } = await start(t, 'memory', {
+    options: { store },
+    routes: app => app.post('/', async (request, reply) => {
+      const { step } = request.idempotency
+      await step('a', () => 'x'.repeat(2_000))
+      const bytes = store.bytes
+      const code = await step('b', () => 'x'.repeat(2_000)).catch((error: { code: string }) => error.code)
+      return await reply.code(500).send({ bytes, code })
+    })
+  })
+  const answer = (await post('k', '{}')).json()
+  t.equal(answer['code'], 'idempotency_store_unavailable')
+  t.ok(Number(answer['bytes']) > 2_000)
+  t.ok(store.bytes > 2_000 && store.bytes <= 4_000)
+  for (let i = 0; i < 5; i++) {
+    await post(`k${i}`, '{}')
+    t.ok(store.bytes <= 4_000)
+  }
+  t.match(await store.read('none'), undefined)
+})
