@@ -9,15 +9,19 @@ import { redisServer, stopRedis } from './fixtures/app.ts'
 t.teardown(stopRedis)
 
 const root = fileURLToPath(new URL('..', import.meta.url))
-// As `prestart` does.
-execFileSync(process.execPath, ['node_modules/typescript-7/bin/tsc', '-p', 'tsconfig.examples.json'], { cwd: root })
+/** The test runner's own variables would get into what is started. */
+const { PATH = '', HOME = '' } = process.env
+const env = { PATH, HOME }
+// As `prestart` does, with a compiler that the test runner's loaders do not get in the way of.
+execFileSync(process.execPath, ['node_modules/typescript/bin/tsc', '-p', 'tsconfig.examples.json'], { cwd: root, env })
 
 interface Ended { code: number | null, out: string, err: string }
 
 /** The example API with these variables; `onReady` is called with what it prints when it listens. */
 async function serve (variables: Record<string, string>, onReady?: (pid: number) => void): Promise<Ended> {
-  const { PATH = '', HOME = '' } = process.env
-  const child = spawn(process.execPath, ['.build/examples/server.js'], { cwd: root, env: { PATH, HOME, ...variables }, stdio: ['ignore', 'pipe', 'pipe'] })
+  const child = spawn(process.execPath, ['.build/examples/server.js'], {
+    cwd: root, env: { ...env, ...variables }, stdio: ['ignore', 'pipe', 'pipe']
+  })
   const err = text(child.stderr)
   const exited = once(child, 'exit') as Promise<[number | null]>
   let out = ''
