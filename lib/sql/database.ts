@@ -20,13 +20,22 @@ const SQLSTATE = /^(?:\d[0-9A-Z]|F0|HV|P0|XX)[0-9A-Z]{3}$/
 
 /** The SQLSTATE of an error, which a library may have wrapped; `undefined` where the server did not say one. */
 export function sqlStateOf (error: unknown): string | undefined {
-  for (let at = error, depth = 0; at instanceof Object && depth < 5; at = (at as { cause?: unknown }).cause, depth++) {
-    const { code, meta, originalCode } = at as { code?: unknown, originalCode?: unknown, meta?: { code?: unknown } }
-    for (const state of [code, originalCode, meta?.code]) {
+  let at = error as Wrapped | undefined
+  for (let depth = 0; at instanceof Object && depth < 5; depth++) {
+    for (const state of [at.code, at.originalCode, at.meta?.code]) {
       if (typeof state === 'string' && SQLSTATE.test(state)) return state
     }
+    at = at.cause ?? at.meta?.driverAdapterError
   }
   return undefined
+}
+
+/** What libraries put around the server's error; the last three are Prisma's. */
+interface Wrapped {
+  code?: unknown
+  cause?: Wrapped
+  originalCode?: unknown
+  meta?: { code?: unknown, driverAdapterError?: Wrapped }
 }
 
 /** The server has rolled back because of other transactions: the same work may succeed now. */
