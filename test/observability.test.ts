@@ -19,17 +19,28 @@ import { faulty, hangs } from './fixtures/faulty.ts'
 t.teardown(stopRedis)
 
 /** The store of a mode, with one operation that fails when a test says so. */
-async function breakable (mode: Mode): Promise<{ store: IdempotencyStore, fail: (name: keyof IdempotencyStore | undefined) => void }> {
+/** `fail`: this operation fails from now on, or so many times. */
+type Fail = (name: keyof IdempotencyStore | undefined, times?: number) => void
+
+async function breakable (mode: Mode): Promise<{ store: IdempotencyStore, fail: Fail }> {
   let failing: keyof IdempotencyStore | undefined
+  let left = 0
   const inner: IdempotencyStore = mode === 'redis' ? new RedisStore(await redisClient()) : new MemoryStore()
   const store = new Proxy(inner, {
     get (target, name) {
-      if (name === failing) return async () => { throw new Error('the store is down') }
+      if (name === failing) {
+        if (--left === 0) failing = undefined
+        return async () => { throw new Error('the store is down') }
+      }
       const value: unknown = Reflect.get(target, name, target)
       return typeof value === 'function' ? value.bind(target) as unknown : value
     }
   })
-  return { store, fail: name => { failing = name } }
+  const fail: Fail = (name, times = Infinity) => {
+    failing = name
+    left = times
+  }
+  return { store, fail }
 }
 
 t.test('an upload that is cut off is told once', async t => {
@@ -139,16 +150,14 @@ for (const mode of STORES) {
     fail('claim')
     await happens('no claim', [['store-error', 'c', 0, 503, 'idempotency_store_unavailable']], async () => await post('c', '{}'))
     await happens('no claim, bypass', [['store-error', 'c', 0, none, none]], async () => await post('c', '{}', { path: '/bypass' }))
-    fail('complete')
+    fail('complete', 1)
     await happens('kept late', [['store-error', 'b', 1, none, none], ['executed', 'b', 1, 201, none]], async () => {
       await post('b', '{}')
-      fail(undefined)
       await until(() => told.length > 1, 'the response is kept')
     })
-    fail('release')
+    fail('release', 1)
     await happens('freed late', [['store-error', 'r', 1, none, none], ['released', 'r', 1, 500, none]], async () => {
       await post('r', '{}', { path: '/fail' })
-      fail(undefined)
       await until(() => told.length > 1, 'the key is freed')
     })
   })
@@ -347,9 +356,8 @@ t.test('examples/tracing.ts: what the ended span of the request cannot take is a
   t.same(children().map(({ name, attributes }) => [name, attributes['idempotency.attempt']]), [['idempotency executed', 1]], 'the outcome, where @fastify/otel was registered first; a replay not')
   spans.reset()
 
-  fail('complete')
+  fail('complete', 1)
   await post('late', '{}')
-  fail(undefined)
   await until(() => children().length > 1, 'the response is kept')
   const found = children()
   t.same(found.map(({ name }) => name), ['idempotency store-error', 'idempotency executed'])
