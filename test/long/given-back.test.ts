@@ -1,9 +1,9 @@
 import { randomUUID } from 'node:crypto'
 import t from 'tap'
-import { MemoryStore, RedisStore } from '../lib/index.ts'
-import { start, stopRedis, until } from './fixtures/app.ts'
-import { fails, faulty, type Faults } from './fixtures/faulty.ts'
-import { connect, startRedis } from './fixtures/redis.ts'
+import { MemoryStore, RedisStore } from '../../lib/index.ts'
+import { start, stopRedis, until } from '../fixtures/app.ts'
+import { fails, faulty, type Faults } from '../fixtures/faulty.ts'
+import { connect, startRedis } from '../fixtures/redis.ts'
 
 /** What the store has not taken at once: claims that are given back, and outcomes. */
 

@@ -1,11 +1,11 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import { Redis } from 'ioredis'
 import t, { type Test } from 'tap'
-import { MemoryStore, type FastifyIdempotencyOptions, type IdempotencyStore } from '../lib/index.ts'
-import { StoreCalls } from '../lib/lease/store-calls.ts'
-import { gate, redisServer, start, stopRedis, STORES, until } from './fixtures/app.ts'
-import { listen } from './fixtures/faulty.ts'
-import { wrapped } from './fixtures/wrapped-store.ts'
+import { MemoryStore, type FastifyIdempotencyOptions, type IdempotencyStore } from '../../lib/index.ts'
+import { StoreCalls } from '../../lib/lease/store-calls.ts'
+import { gate, redisServer, start, stopRedis, STORES, until } from '../fixtures/app.ts'
+import { listen } from '../fixtures/faulty.ts'
+import { wrapped } from '../fixtures/wrapped-store.ts'
 
 /** Stores that answer what the contract does not know, or late: nothing runs on the strength of it, and nothing breaks. */
 

@@ -1,6 +1,6 @@
 import t from 'tap'
-import { stopRedis } from './fixtures/app.ts'
-import { stuckKeys } from './fixtures/stuck-keys.ts'
+import { stopRedis } from '../fixtures/app.ts'
+import { stuckKeys } from '../fixtures/stuck-keys.ts'
 
 t.teardown(stopRedis)
 
