@@ -2,6 +2,7 @@ import t from 'tap'
 import { MemoryStore, type IdempotencyStore } from '../../lib/index.ts'
 import { storeAppTests, storeTests, type StoreTestOptions } from '../../lib/store-tests.ts'
 import { BROKEN, plain } from '../fixtures/broken-stores.ts'
+import { BROKEN_RECORDERS } from '../fixtures/broken-recorders.ts'
 import { BROKEN_WATCHES } from '../fixtures/broken-watches.ts'
 import { remote, SOUND, UNSOUND } from '../fixtures/remote-store.ts'
 
@@ -32,7 +33,7 @@ t.test('a sound store passes, and is closed behind each test', async t => {
   t.equal(open, 0)
 })
 
-for (const { what, fault, seen } of [...BROKEN, ...BROKEN_WATCHES]) {
+for (const { what, fault, seen } of [...BROKEN, ...BROKEN_RECORDERS, ...BROKEN_WATCHES]) {
   t.test(`a store that ${what} fails`, async t => {
     const createStore = (): ReturnType<typeof plain> => {
       const inner = create()
