@@ -1,6 +1,9 @@
 import type { FastifyRequest } from 'fastify'
 import t from 'tap'
 import { Lease, TRANSITIONS, type Holder, type LeaseState } from '../lib/lease/lease.ts'
+import { Renewals } from '../lib/lease/renewal.ts'
+import { StoreCalls } from '../lib/lease/store-calls.ts'
+import type { IdempotencyStore } from '../lib/index.ts'
 
 const STATES = Object.keys(TRANSITIONS) as LeaseState[]
 const request = { log: { warn () {} } } as unknown as FastifyRequest
@@ -77,4 +80,19 @@ t.test('a lease that is given up cannot be given up twice, and aborts the signal
   lease.giveUp()
   t.ok(signal.aborted)
   t.throws(() => { lease.giveUp() })
+})
+
+t.test('G2: a holder whose lease must have passed does not say what body the key has', t => {
+  const never = new StoreCalls({ renew: async () => await new Promise(() => {}) } as unknown as IdempotencyStore, 1_000)
+  const renewals = new Renewals(never, () => {})
+  t.teardown(() => renewals.stop())
+  const { holder } = leaseIn('held')
+  const known = { ...holder, storeKey: 'k', knownFingerprint: () => 'known' }
+  const lease = new Lease(known, performance.now() - holder.route.lease)
+  renewals.add(lease)
+  t.equal(renewals.fingerprintOf('k'), '')
+  renewals.delete(lease)
+  renewals.add(new Lease(known, performance.now()))
+  t.equal(renewals.fingerprintOf('k'), 'known')
+  t.end()
 })

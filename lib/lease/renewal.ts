@@ -52,7 +52,9 @@ export class Renewals {
   /** The fingerprint of the request that holds a key in this process, where it is known; else ''. */
   fingerprintOf (storeKey: string): string {
     for (let lease = this.#first; lease !== undefined; lease = lease.next) {
-      if (lease.holder.storeKey === storeKey && !lease.lost) return lease.holder.knownFingerprint()
+      // One whose lease must have passed may not be who the store says holds the key.
+      const holds = lease.holder.storeKey === storeKey && !lease.lost && !lease.isOverdue()
+      if (holds) return lease.holder.knownFingerprint()
     }
     return ''
   }
