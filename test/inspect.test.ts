@@ -110,3 +110,68 @@ t.test('a response that could not be kept is told as such', async t => {
   await app.post('k', '{}')
   t.match(textOf((await forms(app).post('/keys', { scope: '', key: 'k' })).text), /Status of the response 200 \(could not be kept\)/)
 })
+
+t.test('a form of another site is refused by its Origin where the browser sends no Sec-Fetch-Site', async t => {
+  const app = await start(t, 'memory', {
+    routes: async app => {
+      await app.register(inspect, { prefix: '/keys', authenticate })
+      app.post('/', async () => ({}))
+    }
+  })
+  await app.post('k', '{}')
+  const post = async (headers: Record<string, string>) => await app.call({
+    path: '/keys/free',
+    body: 'scope=&key=k&confirm=',
+    headers: { 'content-type': 'application/x-www-form-urlencoded', authorization: 'Basic operator', host: 'api.test:8080', ...headers }
+  })
+  for (const origin of ['http://evil.test', 'http://api.test', 'http://api.test:80801', 'null', 'no URL']) {
+    t.equal((await post({ origin })).status, 403, origin)
+  }
+  t.equal((await post({ origin: 'http://api.test:8080' })).status, 409, 'the page itself: a state was not confirmed')
+  t.equal((await post({})).status, 409, 'not a browser')
+  const { headers } = await forms(app).get('/keys')
+  t.equal(headers['referrer-policy'], 'same-origin', 'no-referrer would make a browser send "Origin: null" from the page itself')
+})
+
+t.test('a body that is no such form is a 400, and frees nothing', async t => {
+  const app = await start(t, 'memory', {
+    before: async app => { await app.register(formbody) },
+    routes: async app => {
+      await app.register(inspect, { prefix: '/keys', authenticate })
+      app.post('/', async () => ({}))
+    }
+  })
+  await app.post('k', '{}')
+  const bodies: Array<[type: string | undefined, body: string]> = [
+    ['application/json', 'null'], ['application/json', '[]'], ['application/json', '{"key":{}}'], ['application/json', '"k"'],
+    ['application/json', '{"key":"k","scope":1}'], ['application/json', '{"key":"k","confirm":["freed"]}'], ['application/json', '{'],
+    ['application/x-www-form-urlencoded', 'key=k&key=k'], ['application/x-www-form-urlencoded', ''], [undefined, '']
+  ]
+  for (const path of ['/keys', '/keys/free']) {
+    for (const [type, body] of bodies) {
+      const headers = { authorization: 'Basic operator', ...(type === undefined ? {} : { 'content-type': type }) }
+      t.equal((await app.call({ path, body, headers })).status, 400, `${path} ${type} ${body}`)
+    }
+  }
+  t.equal((await app.post('k', '{}')).replayed, true)
+})
+
+t.test('refusals have the security headers too', async t => {
+  const app = await start(t, 'memory', {
+    routes: async app => { await app.register(inspect, { prefix: '/keys', authenticate }) }
+  })
+  const { post, get } = forms(app)
+  const fields = { scope: '', key: 'k' }
+  const refusals = {
+    401: await get('/keys', { authorization: '' }),
+    403: await post('/keys', fields, { 'sec-fetch-site': 'cross-site' }),
+    400: await post('/keys', { scope: '', key: '' }),
+    409: await post('/keys/free', { ...fields, confirm: 'held' }),
+    415: await post('/keys', fields, { 'content-type': 'text/xml' })
+  }
+  for (const [status, { status: got, headers }] of Object.entries(refusals)) {
+    t.equal(got, Number(status))
+    t.match(headers, { 'cache-control': 'no-store', 'referrer-policy': 'same-origin' }, status)
+    t.match(headers['content-security-policy'], /default-src 'none'.*frame-ancestors 'none'/, status)
+  }
+})

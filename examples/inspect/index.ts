@@ -14,7 +14,14 @@ export interface InspectOptions {
   authenticate: onRequestHookHandler
 }
 
-interface Form { scope?: string, key?: string, confirm?: string }
+interface Form { scope?: string, key: string, confirm?: string }
+
+// Referrer-Policy: with no-referrer a browser says "Origin: null" of the page's own forms. A referrer here tells a path, no more.
+const HEADERS = {
+  'cache-control': 'no-store',
+  'content-security-policy': "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'",
+  'referrer-policy': 'same-origin'
+}
 
 /** @throws {TypeError} without `authenticate`: whoever sees this page can have a request executed again. */
 export async function inspect (instance: FastifyInstance, { authenticate }: InspectOptions): Promise<void> {
@@ -22,21 +29,28 @@ export async function inspect (instance: FastifyInstance, { authenticate }: Insp
   if (!instance.hasContentTypeParser('application/x-www-form-urlencoded')) {
     instance.addContentTypeParser('application/x-www-form-urlencoded', { parseAs: 'string' }, (_request, body, done) => done(null, Object.fromEntries(new URLSearchParams(String(body)))))
   }
+  instance.addHook('onRequest', (_request, reply, done) => {
+    // First, so that whatever refuses has them too.
+    reply.headers(HEADERS)
+    done()
+  })
   instance.addHook('onRequest', authenticate)
   instance.addHook('onRequest', refuseOtherSites)
   const route = { config: { idempotency: false } }
   const { prefix } = instance
 
-  const keyOf = ({ scope = '', key = '' }: Form) => ({ key, ...(scope === '' ? {} : { scope }) })
-  const look = async (form: Form): Promise<Found> => ({ scope: form.scope ?? '', key: form.key ?? '', entry: await instance.idempotency.inspect(keyOf(form)) })
+  const keyOf = ({ scope = '', key }: Form) => ({ key, ...(scope === '' ? {} : { scope }) })
+  const look = async (form: Form): Promise<Found> => ({ scope: form.scope ?? '', key: form.key, entry: await instance.idempotency.inspect(keyOf(form)) })
 
   instance.get('/', route, async (_request, reply) => await send(reply, ask(prefix)))
-  instance.post<{ Body: Form }>('/', route, async ({ body }, reply) => {
-    if (!body.key) return await send(reply.code(400), ask(prefix, 'Type a key.'))
+  instance.post('/', route, async (request, reply) => {
+    const body = formOf(request.body)
+    if (body === undefined) return await send(reply.code(400), ask(prefix, 'Type a key.'))
     return await send(reply, show(prefix, await look(body)))
   })
-  instance.post<{ Body: Form }>('/free', route, async (request, reply) => {
-    const { body } = request
+  instance.post('/free', route, async (request, reply) => {
+    const body = formOf(request.body)
+    if (body === undefined) return await send(reply.code(400), ask(prefix, 'Type a key.'))
     const found = await look(body)
     // Only what was seen is freed: by now somebody else may hold the key.
     if (found.entry === undefined || body.confirm !== stateOf(found.entry)) return await send(reply.code(409), show(prefix, found, 'The key has changed meanwhile. This is what it is now; nothing was freed.'))
@@ -46,18 +60,27 @@ export async function inspect (instance: FastifyInstance, { authenticate }: Insp
   })
 }
 
-/** A form on another site must not free keys with an operator's cookie (Fetch Metadata; every browser since 2023). */
+/** A body as the page's own forms send it: whatever parser the app has, a key and texts only. */
+function formOf (body: unknown): Form | undefined {
+  if (typeof body !== 'object' || body === null) return undefined
+  const { scope = '', key, confirm = '' } = body as Record<string, unknown>
+  if (typeof key !== 'string' || key === '' || typeof scope !== 'string' || typeof confirm !== 'string') return undefined
+  return { scope, key, confirm }
+}
+
+/** A form on another site must not free keys with an operator's cookie. */
 function refuseOtherSites (request: FastifyRequest, reply: FastifyReply, done: () => void): void {
-  const site = request.headers['sec-fetch-site']
-  if (request.method === 'POST' && site !== undefined && site !== 'same-origin') reply.code(403).send('This form must be sent from this page.')
+  if (request.method === 'POST' && !isOwn(request)) reply.code(403).send('This form must be sent from this page.')
   else done()
 }
 
+/** By Fetch Metadata; over plain HTTP, where browsers send none, by Origin. What sends neither is no browser. */
+function isOwn ({ headers, host }: FastifyRequest): boolean {
+  const { 'sec-fetch-site': site, origin } = headers
+  if (site !== undefined) return site === 'same-origin'
+  return origin === undefined || (URL.canParse(origin) && new URL(origin).host === host)
+}
+
 async function send (reply: FastifyReply, html: string): Promise<FastifyReply> {
-  return await reply.headers({
-    'content-type': 'text/html; charset=utf-8',
-    'cache-control': 'no-store',
-    'content-security-policy': "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'",
-    'referrer-policy': 'no-referrer'
-  }).send(html)
+  return await reply.type('text/html; charset=utf-8').send(html)
 }
