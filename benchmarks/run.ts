@@ -6,13 +6,15 @@ import { pairParts } from './pairs.ts'
 import type { Part, Section } from './part.ts'
 import { keepAside } from './pin.ts'
 import { ratePart } from './rate.ts'
+import { redisSide } from './redis-side.ts'
 import { stopRedis } from './redis.ts'
 import { markdownSection, markdownSummary, markdownTable, writeResults } from './report.ts'
 import { scaleParts } from './scale/index.ts'
 import { allocationPart } from './user/allocation.ts'
 import { userPart } from './user/index.ts'
 
-const parts: Part[] = [...pairParts, userPart, allocationPart, ratePart, ...scaleParts]
+const redisSidePart: Part = { name: 'redis-side', run: async () => await redisSide() }
+const parts: Part[] = [...pairParts, userPart, allocationPart, redisSidePart, ratePart, ...scaleParts]
 
 async function runAll (): Promise<void> {
   const sections: Record<string, Section> = {}
@@ -36,8 +38,15 @@ async function runCheck (): Promise<void> {
   else console.log(`No ratio fell by more than ${TOLERANCE * 100} %.`)
 }
 
-const [name, ref = 'HEAD', ...works] = process.argv.slice(2)
-const part = name === 'against' ? { run: async () => await against(ref, works) } : parts.find(each => each.name === name)
+const [name, ref, ...works] = process.argv.slice(2)
+
+function partOf (): Pick<Part, 'run'> | undefined {
+  if (name === 'against') return { run: async () => await against(ref ?? 'HEAD', works) }
+  if (name === 'redis-side') return { run: async () => await redisSide(ref) }
+  return parts.find(each => each.name === name)
+}
+
+const part = partOf()
 if (name !== undefined && name !== 'check' && part === undefined) {
   console.error(`There is no part "${name}". Parts: ${parts.map(each => each.name).join(', ')}; "check" compares with the committed results, "against <git ref>" with another build; without a name, everything runs.`)
   process.exit(1)

@@ -56,14 +56,14 @@ export class RedisStore implements IdempotencyStore {
   }
 
   claim (key: string, { token, lease, ttl, takeover }: StoreClaimRequest): Promise<StoreClaim> {
-    return this.#run(CLAIM, key, [token, lease, ttl, takeover ? 1 : 0], reply => {
+    return this.#run(CLAIM, key, [token, lease + ttl, ttl, takeover ? 1 : 0], reply => {
       const found = claimOf(reply)
       return this.#minReplicas === 0 || found.outcome !== 'acquired' ? found : this.#replicated(key, token, 'h').then(() => found)
     })
   }
 
   renew (key: string, token: string, lease: number, ttl: number, fingerprint: string, bind = false): Promise<boolean> {
-    return this.#run(RENEW, key, [token, lease, ttl, fingerprint, bind ? 1 : 0], reply => this.#accepted(reply, key, token, 'h'))
+    return this.#run(RENEW, key, [token, lease + ttl, ttl, fingerprint, bind ? 1 : 0], reply => this.#accepted(reply, key, token, 'h'))
   }
 
   complete (key: string, token: string, outcome: StoreOutcome, ttl: number): Promise<boolean> {
