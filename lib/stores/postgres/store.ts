@@ -6,6 +6,8 @@ import { statementsFor, type Statements } from './statements.ts'
 
 /** The part of a pool that is used: that of the package `pg` fits. */
 export interface PostgresStorePool {
+  /** A pool emits `error` for connections that end while they are idle, and ends the process where nobody listens. */
+  on? (event: 'error', listener: (error: Error) => void): unknown
   query (query: { text: string, values: unknown[], name?: string }): Promise<{ rows: unknown[] }>
 }
 
@@ -57,6 +59,8 @@ export class PostgresStore implements IdempotencyStore {
     }
     if (typeof prepare !== 'boolean') throw new TypeError('PostgresStore: option "prepare" must be true or false')
     this.#pool = pool
+    // A database that restarts ends no process; the next statement says what is wrong.
+    pool.on?.('error', () => {})
     this.#sql = statementsFor(table)
     this.#prepare = prepare
   }
