@@ -55,6 +55,12 @@ app.post('/missing', async (_request, reply) => await reply.code(404).send({ err
 app.post('/broken', async () => { throw new Error(`failure ${randomUUID()}`) })
 app.post('/search', { config: { idempotency: false } }, async () => ({ id: randomUUID() }))
 
+for (const signal of ['SIGINT', 'SIGTERM'] as const) {
+  process.once(signal, () => {
+    app.close().then(() => process.exit(0), () => process.exit(1))
+  })
+}
+
 const address = await app.listen({ port: Number(PORT), host: '127.0.0.1' }).catch((error: NodeJS.ErrnoException) => {
   if (error.code === 'EADDRINUSE') giveUp(`Port ${PORT} is taken: end what listens there, or choose another one: PORT=3001 npm start`)
   giveUp(`The example API cannot listen on port ${PORT}: ${error.message}`)
@@ -66,8 +72,3 @@ Send this twice; the second answer is the first one's, with "idempotent-replayed
 
 Or see what it does, and what it does not: open ${address}/ in a browser.
 `)
-for (const signal of ['SIGINT', 'SIGTERM'] as const) {
-  process.once(signal, () => {
-    app.close().then(() => process.exit(0), () => process.exit(1))
-  })
-}

@@ -71,3 +71,24 @@ t.test('npm start ends on SIGTERM, with Redis and without', async t => {
     t.match(out, `with ${store}.`)
   }
 })
+
+t.test('npm start itself ends on SIGTERM with its child processes, those of the playground too', async t => {
+  const { PATH = '', HOME = '' } = process.env
+  // Compiled above: without `prestart`.
+  const npm = spawn('npm', ['start', '--ignore-scripts'], { cwd: root, env: { PATH, HOME, PORT: '0' }, stdio: ['ignore', 'pipe', 'pipe'] })
+  let out = ''
+  let url: string | undefined
+  for await (const chunk of npm.stdout) {
+    out += String(chunk)
+    url ??= /listens on (http\S+),/.exec(out)?.[1]
+    if (url !== undefined && !npm.killed) {
+      const events = await fetch(`${url}/playground/events`)
+      for await (const event of events.body as unknown as AsyncIterable<Uint8Array>) {
+        if (Buffer.from(event).includes('event: ready')) break
+      }
+      npm.kill('SIGTERM')
+    }
+  }
+  // Its output has ended: no process is left that holds the other end.
+  await t.rejects(async () => await fetch(String(url)), 'nobody listens')
+})

@@ -30,7 +30,9 @@ export async function playground (app: FastifyInstance): Promise<void> {
 
   app.get('/playground/events', async (_request, reply) => {
     reply.hijack()
-    reply.raw.writeHead(200, { 'content-type': 'text/event-stream', 'cache-control': 'no-store' }).flushHeaders()
+    // Closed with its stream: a connection that is kept alive would keep the server from closing.
+    const headers = { 'content-type': 'text/event-stream', 'cache-control': 'no-store', connection: 'close' }
+    reply.raw.writeHead(200, headers).flushHeaders()
     watching.add(reply.raw)
     const tell = (happening: Happening): void => { reply.raw.write(`data: ${JSON.stringify(happening)}\n\n`) }
     stage.on('happening', tell)
