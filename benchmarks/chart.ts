@@ -1,14 +1,14 @@
 /** The ratios as a bar chart, readable on a light and on a dark page. */
 import { OURS } from './cases.ts'
 import type { Machine } from './machine.ts'
-import type { Line } from './summary.ts'
+import { signed, type Line } from './summary.ts'
 
 const LABELS = 330
 const PLOT = 400
 const BAR = 18
 const GAP = 18
 const TOP = 66
-const WIDTH = LABELS + PLOT + 70
+const WIDTH = LABELS + PLOT + 130
 
 const style = `
 text { font: 13px system-ui, -apple-system, "Segoe UI", Helvetica, Arial, sans-serif; fill: #1f2328 }
@@ -34,7 +34,7 @@ const label = (x: number, y: number, text: string, attributes = ''): string => `
 export function renderChart (lines: Line[], { cpu, cores, node, redis, date, rounds, seconds }: Machine): string {
   const groups = lines.map(({ work, ours, peer }) => ({
     work,
-    bars: [ours, peer].flatMap((rated, i) => rated === undefined ? [] : [{ kind: i === 0 ? 'ours' : 'peer', who: rated.pair.subject, ratio: rated.result.ratio }])
+    bars: [ours, peer].flatMap((rated, i) => rated === undefined ? [] : [{ kind: i === 0 ? 'ours' : 'peer', who: rated.pair.subject, ratio: rated.result.ratio, added: rated.result.case.cpu - rated.result.anchor.cpu }])
   })).filter(({ bars }) => bars.length > 0)
   const most = Math.max(1.2, ...groups.flatMap(({ bars }) => bars.map(({ ratio }) => ratio.max)))
   const x = (ratio: number): number => Math.round((LABELS + ratio / most * PLOT) * 10) / 10
@@ -46,12 +46,12 @@ export function renderChart (lines: Line[], { cpu, cores, node, redis, date, rou
     const height = Math.max(bars.length, 2) * BAR
     body.push(label(LABELS - 12, y + 13, what, 'text-anchor="end"'), label(LABELS - 12, y + 30, `of ${anchor}`, 'class="quiet" text-anchor="end"'))
     const above = y + (height - bars.length * BAR) / 2
-    for (const [i, { kind, who, ratio }] of bars.entries()) {
+    for (const [i, { kind, who, ratio, added }] of bars.entries()) {
       const top = above + i * BAR
       body.push(
         `<rect class="${kind}" x="${LABELS}" y="${top}" width="${Math.round((x(ratio.median) - LABELS) * 10) / 10}" height="${BAR - 3}"><title>${escape(`${who}: ${ratio.median.toFixed(2)} (${ratio.min.toFixed(2)} to ${ratio.max.toFixed(2)})`)}</title></rect>`,
         `<line class="spread" x1="${x(ratio.min)}" x2="${x(ratio.max)}" y1="${top + 7.5}" y2="${top + 7.5}"/>`,
-        label(WIDTH - 12, top + 12, ratio.median.toFixed(2), `text-anchor="end" ${kind === 'ours' ? 'class="strong"' : 'class="quiet"'}`)
+        label(WIDTH - 12, top + 12, `${ratio.median.toFixed(2)}  ${signed(added)} µs`, `text-anchor="end" ${kind === 'ours' ? 'class="strong"' : 'class="quiet"'}`)
       )
     }
     y += height + GAP
@@ -72,7 +72,7 @@ ${label(12, 24, 'Requests per second at full load, as a ratio to the anchor', 'c
 <rect class="peer" x="170" y="37" width="12" height="12"/>${label(188, 48, `best Node peer (${peers.join(', ')})`)}
 ${[...grid, ...body].join('\n')}
 ${label(12, bottom + 40, `${cpu}, ${cores} cores; Node.js ${node}; ${redis}; ${date}`, 'class="quiet"')}
-${label(12, bottom + 57, `Bars: medians of ${rounds} interleaved rounds of ${seconds} s. Thin lines: the lowest to the highest round.`, 'class="quiet"')}
+${label(12, bottom + 57, `Bars: medians of ${rounds} interleaved rounds of ${seconds} s. Thin lines: the lowest to the highest round. µs: CPU time of a request beside its anchor's.`, 'class="quiet"')}
 </svg>
 `
 }

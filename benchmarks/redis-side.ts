@@ -62,12 +62,12 @@ function take (store: Store, step: Step, key: string): unknown {
 
 const STATS = /^cmdstat_(\w+):calls=(\d+),usec=(\d+)/gm
 
-async function measure ({ client }: OwnRedis, store: Store, step: Step, prefix: string): Promise<Cost> {
+async function measure ({ client }: OwnRedis, run: (key: string) => unknown, prefix: string): Promise<Cost> {
   const stream = client.stream as { bytesRead: number, bytesWritten: number }
   await client.config('RESETSTAT')
   const { bytesRead, bytesWritten } = stream
   for (let from = 0; from < KEYS; from += DEPTH) {
-    await Promise.all(Array.from({ length: DEPTH }, (_, i) => take(store, step, `idempotency:${prefix}${String(from + i).padStart(32, '0')}`)))
+    await Promise.all(Array.from({ length: DEPTH }, (_, i) => run(`idempotency:${prefix}${String(from + i).padStart(32, '0')}`)))
   }
   const to = stream.bytesWritten - bytesWritten
   const back = stream.bytesRead - bytesRead
@@ -84,7 +84,16 @@ async function measure ({ client }: OwnRedis, store: Store, step: Step, prefix: 
   }
 }
 
-export interface StepCost extends Cost { step: Step, before: number | undefined }
+/** `ratio`: to a script that gets and sets one key and does nothing else, measured in the same rounds. */
+export interface StepCost extends Cost { step: Step, before: number | undefined, ratio: number }
+
+const GET_AND_SET = "redis.call('GET', KEYS[1]) redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2]) return 1"
+
+async function measureYardstick (redis: OwnRedis): Promise<Cost> {
+  const sha = String(await redis.client.script('LOAD', GET_AND_SET))
+  const value = 'x'.repeat(450)
+  return await measure(redis, async key => await redis.client.evalsha(sha, 1, key, value, TTL), 'yardstick')
+}
 
 /** Redis' own time per step of this build, and of another, where one is given. */
 export async function redisCosts (ref?: string): Promise<{ sha: string | undefined, costs: StepCost[] }> {
@@ -94,17 +103,20 @@ export async function redisCosts (ref?: string): Promise<{ sha: string | undefin
   try {
     const builds = await Promise.all(entries.map(async entry => await import(entry) as Build))
     const stores = builds.map(({ RedisStore }) => new RedisStore(redis.client))
+    const yardsticks: number[] = []
     const found = STEPS.map(() => entries.map((): Cost[] => []))
     for (let round = 0; round <= ROUNDS; round++) {
       process.stderr.write('.')
       await redis.client.flushall()
+      const yardstick = await measureYardstick(redis)
+      if (round > 0) yardsticks.push(yardstick.redis)
       for (const [at, step] of STEPS.entries()) {
         const order = [...stores.entries()]
         if (round % 2 === 1) order.reverse()
         for (const [build, store] of order) {
           // A released key must have been held, not completed.
-          if (step === 'release') await measure(redis, store, 'claim of a fresh key', `r${build}`)
-          const cost = await measure(redis, store, step, step === 'release' ? `r${build}` : `k${build}`)
+          if (step === 'release') await measure(redis, key => take(store, 'claim of a fresh key', key), `r${build}`)
+          const cost = await measure(redis, key => take(store, step, key), step === 'release' ? `r${build}` : `k${build}`)
           if (round > 0) found[at]?.[build]?.push(cost)
         }
       }
@@ -115,6 +127,7 @@ export async function redisCosts (ref?: string): Promise<{ sha: string | undefin
       const [own, others] = found[at] ?? []
       return {
         step,
+        ratio: median(own, 'redis') / spread(yardsticks).median,
         redis: median(own, 'redis'),
         sent: median(own, 'sent'),
         called: median(own, 'called'),
@@ -138,10 +151,11 @@ export async function redisSide (ref?: string): Promise<Section<StepCost[]>> {
     notes: [`Redis' own time is what its commandstats say of the script. Medians of ${ROUNDS} rounds of ${KEYS} keys each, a response of ${String(outcome.body).length} bytes. ` +
       'A first execution is the claim of a fresh key and a completion; a replay is the claim of a kept key. Each command is one round trip.'],
     table: {
-      columns: ['step', 'Redis, µs', ...(sha === undefined ? [] : [`${sha}, µs`, 'change']), 'commands sent', 'called by its script', 'bytes to Redis', 'bytes back'],
-      rows: costs.map(({ step, redis, before, sent, called, bytesTo, bytesFrom }) => [
+      columns: ['step', 'Redis, µs', 'of a script with GET and SET', ...(sha === undefined ? [] : [`${sha}, µs`, 'change']), 'commands sent', 'called by its script', 'bytes to Redis', 'bytes back'],
+      rows: costs.map(({ step, redis, ratio, before, sent, called, bytesTo, bytesFrom }) => [
         step,
         `**${redis.toFixed(2)}**`,
+        ratio.toFixed(2),
         ...(before === undefined ? [] : [before.toFixed(2), `${Math.round((redis / before - 1) * 100)} %`]),
         sent.toFixed(0),
         called.toFixed(0),

@@ -3,7 +3,7 @@ import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { renderChart } from './chart.ts'
 import { machineText, type Machine } from './machine.ts'
 import type { Section, Table } from './part.ts'
-import { pairResults, summarize, summaryTable } from './summary.ts'
+import { pairResults, summarize, summaryTable, targetTable } from './summary.ts'
 
 export interface Results { machine: Machine, sections: Record<string, Section> }
 
@@ -20,13 +20,13 @@ export const markdownSection = ({ title, notes = [], table }: Section): string =
   `\n### ${title}\n\n${markdownTable(table)}${notes.map(note => `\n${note}\n`).join('')}`
 
 export const markdownSummary = ({ machine, sections }: Results): string =>
-  `${markdownTable(summaryTable(pairResults(sections)))}\n${machineText(machine)}\n`
+  `${markdownTable(summaryTable(sections))}\n${machineText(machine)}\n`
 
 export function writeResults (results: Results): void {
   mkdirSync(folder, { recursive: true })
   writeFileSync(new URL('results.json', folder), JSON.stringify(results, null, 2) + '\n')
   writeFileSync(new URL('chart.svg', folder), renderChart(summarize(pairResults(results.sections)), results.machine))
-  writeFileSync(new URL('tables.md', folder), `# Results\n\n${markdownSummary(results)}${Object.values(results.sections).map(markdownSection).join('')}`)
+  writeFileSync(new URL('tables.md', folder), `# Results\n\n${markdownSummary(results)}\n### Targets that we set ourselves\n\n${markdownTable(targetTable(pairResults(results.sections)))}${Object.values(results.sections).map(markdownSection).join('')}`)
 }
 
 /** The results of the last whole run. */

@@ -35,7 +35,7 @@ async function runCheck (): Promise<void> {
   console.log(`\n${markdownTable(table)}`)
   for (const line of fallen) console.error(line)
   if (fallen.length > 0) process.exitCode = 1
-  else console.log(`No ratio fell by more than ${TOLERANCE * 100} %.`)
+  else console.log(`Nothing is worse by more than ${TOLERANCE * 100} %.`)
 }
 
 const [name, ref, ...works] = process.argv.slice(2)

@@ -30,23 +30,53 @@ function met ({ pair: { target }, result: { ratio } }: Rated, control: Compariso
   return ratio.median >= control.ratio.min && ratio.median <= control.ratio.max ? 'yes' : 'no'
 }
 
-export function summaryTable (results: Comparison[]): Table {
-  const control = results.find(({ id }) => id === 'control')
-  const target = (rated: Rated | undefined): string => {
-    const value = rated?.pair.target
-    return value === undefined ? '' : value === 'control' ? 'within the control\'s spread' : `≥ ${value.toFixed(2)}`
+interface Latency { rate: number, rows: Array<{ work: string, subject: string, p50: number, p99: number }> }
+
+/** What a user asks: what the plugin adds to a request, and how it compares. */
+export function summaryTable (sections: Record<string, Section>): Table {
+  const { rate, rows } = (sections['rate']?.data ?? { rate: 0, rows: [] }) as Latency
+  const at = (what: string, subject: string): Latency['rows'][number] | undefined =>
+    rows.find(row => row.subject === subject && what.startsWith(row.work))
+  const latency = (name: string, which: 'p50' | 'p99'): string => {
+    const [what = '', anchor = ''] = name.split(' / ')
+    const own = at(what, OURS)?.[which]
+    const bare = rows.find(row => row.work === anchor)?.[which]
+    return own === undefined || bare === undefined ? '' : `${bare.toFixed(2)} → ${own.toFixed(2)}`
   }
+  const chosen = summarize(pairResults(sections)).filter(({ ours }) => ours !== undefined && !COMPARED_WITH_ITSELF.includes(ours.pair.part))
   return {
-    columns: ['work / anchor = 1.0', OURS, 'best Node peer', 'to reach', 'reached'],
-    rows: [
-      ...(control === undefined ? [] : [[work.control, ratioText(control.ratio), '', '', '']]),
-      ...summarize(results).filter(({ ours, peer }) => ours !== undefined || peer !== undefined).map(({ work: name, ours, peer }) => [
+    columns: ['work / anchor', 'CPU of a request, µs', `p50 at ${rate.toLocaleString('en')}/s, ms`, 'p99, ms', 'requests/s, anchor = 1.0', 'best Node peer'],
+    rows: chosen.map(({ work: name, ours, peer }) => {
+      const { anchor, case: own, ratio } = (ours as Rated).result
+      return [
         name,
-        ours === undefined ? '' : ratioText(ours.result.ratio),
-        peer === undefined ? '' : `${ratioText(peer.result.ratio)} ${peer.pair.subject}`,
-        target(ours),
-        ours === undefined ? '' : met(ours, control)
-      ])
-    ]
+        `${anchor.cpu.toFixed(0)} → ${own.cpu.toFixed(0)} (**${signed(own.cpu - anchor.cpu)}**)`,
+        latency(name, 'p50'),
+        latency(name, 'p99'),
+        ratioText(ratio),
+        peer === undefined ? '' : `${ratioText(peer.result.ratio)} ${peer.pair.subject}`
+      ]
+    })
+  }
+}
+
+const COMPARED_WITH_ITSELF: Array<Case['part']> = ['events']
+
+export function signed (value: number): string {
+  const whole = Math.round(value)
+  return whole === 0 ? '±0' : `${whole < 0 ? '−' : '+'}${Math.abs(whole)}`
+}
+
+/** The targets that we set ourselves. */
+export function targetTable (results: Comparison[]): Table {
+  const control = results.find(({ id }) => id === 'control')
+  return {
+    columns: ['work / anchor = 1.0', 'to reach', 'measured', 'reached'],
+    rows: summarize(results).flatMap(({ work: name, ours }) => {
+      const target = ours?.pair.target
+      if (ours === undefined || target === undefined) return []
+      const wanted = target === 'control' ? 'within the control\'s spread' : `≥ ${target.toFixed(2)}`
+      return [[name, wanted, ratioText(ours.result.ratio), met(ours, control)]]
+    })
   }
 }
