@@ -1,12 +1,14 @@
 /**
- * The example API, and the playground at `/`. `PORT` (default 3000), `REDIS_URL` (default: the in-process store).
+ * The example API, and the playground at `/`. `PORT` (default 3000); `REDIS_URL` or `DATABASE_URL` (default: the
+ * in-process store).
  */
 import { randomUUID } from 'node:crypto'
 import { setTimeout as sleep } from 'node:timers/promises'
 import redis from '@fastify/redis'
 import Fastify from 'fastify'
 import { Redis } from 'ioredis'
-import idempotency from '../lib/index.ts'
+import idempotency, { type FastifyIdempotencyOptions } from '../lib/index.ts'
+import { PostgresStore, type PostgresStorePool } from '../lib/sql.ts'
 import { playground } from './playground/index.ts'
 
 /** Ends with one line that says what to do. */
@@ -15,7 +17,7 @@ function giveUp (line: string): never {
   process.exit(1)
 }
 
-const { PORT = '3000', REDIS_URL, LOG_LEVEL = 'warn' } = process.env
+const { PORT = '3000', REDIS_URL, DATABASE_URL, LOG_LEVEL = 'warn' } = process.env
 if (!/^\d{1,5}$/.test(PORT) || Number(PORT) > 65_535) {
   giveUp(`PORT is '${PORT}', which is no port: give a number up to 65535, such as PORT=3001 npm start`)
 }
@@ -37,9 +39,42 @@ async function connect (url: string): Promise<Redis> {
   return client
 }
 
+interface Pool extends PostgresStorePool { end: () => Promise<void> }
+type PoolClass = new (options: Record<string, unknown>) => Pool
+
+/** `pg` is the application's to choose: it is no dependency of the example's either. */
+async function poolClass (): Promise<PoolClass> {
+  const name: string = 'pg'
+  try {
+    return (await import(name) as { default: { Pool: PoolClass } }).default.Pool
+  } catch {
+    return giveUp('DATABASE_URL needs the package pg: npm install --no-save pg')
+  }
+}
+
+/** A pool of the store's own, and its table. */
+async function openDatabase (connectionString: string): Promise<Pool> {
+  const Pool = await poolClass()
+  try {
+    const pool = new Pool({ connectionString, max: 4, connectionTimeoutMillis: 3_000, query_timeout: 3_000 })
+    await pool.query({ text: PostgresStore.schema, values: [] })
+    return pool
+  } catch (error) {
+    const { message, code } = error as NodeJS.ErrnoException
+    return giveUp(`The PostgreSQL of DATABASE_URL cannot be used (${message === '' ? code : message}): start it, or leave DATABASE_URL out for the in-process store`)
+  }
+}
+
+if (REDIS_URL !== undefined && DATABASE_URL !== undefined) giveUp('REDIS_URL and DATABASE_URL are both set: keys live in one of them')
 const app = Fastify({ logger: { level: LOG_LEVEL } })
 if (REDIS_URL !== undefined) await app.register(redis, { client: await connect(REDIS_URL), closeClient: true })
-await app.register(idempotency)
+const options: FastifyIdempotencyOptions = {}
+if (DATABASE_URL !== undefined) {
+  const pool = await openDatabase(DATABASE_URL)
+  options.store = new PostgresStore(pool)
+  app.addHook('onClose', async () => { await pool.end() })
+}
+await app.register(idempotency, options)
 await app.register(playground)
 
 app.post<{ Body: { amount: number } }>('/payments', {
@@ -65,7 +100,8 @@ const address = await app.listen({ port: Number(PORT), host: '127.0.0.1' }).catc
   if (error.code === 'EADDRINUSE') giveUp(`Port ${PORT} is taken: end what listens there, or choose another one: PORT=3001 npm start`)
   giveUp(`The example API cannot listen on port ${PORT}: ${error.message}`)
 })
-console.log(`The example API listens on ${address}, ${REDIS_URL === undefined ? 'with the in-process store' : 'with Redis'}.
+const storeName = REDIS_URL !== undefined ? 'with Redis' : DATABASE_URL !== undefined ? 'with PostgreSQL' : 'with the in-process store'
+console.log(`The example API listens on ${address}, ${storeName}.
 Send this twice; the second answer is the first one's, with "idempotent-replayed: true":
 
   curl -i ${address}/payments -H 'Content-Type: application/json' -H 'Idempotency-Key: order-1' -d '{"amount":4200}'

@@ -63,6 +63,16 @@ t.test('npm start says in one line what to do where Redis cannot be reached', as
   }
 })
 
+t.test('npm start says in one line what DATABASE_URL needs', async t => {
+  const DATABASE_URL = 'postgres://127.0.0.1:1/none'
+  const missing = await serve({ PORT: '0', DATABASE_URL })
+  t.same([missing.code, missing.out], [1, ''])
+  // The package is the application's own; here it is installed or not.
+  t.match(missing.err, /^(DATABASE_URL needs the package pg: npm install --no-save pg|The PostgreSQL of DATABASE_URL cannot be used .*)\n$/)
+  const both = await serve({ PORT: '0', DATABASE_URL, REDIS_URL: 'redis://127.0.0.1:1' })
+  t.same([both.code, both.err], [1, 'REDIS_URL and DATABASE_URL are both set: keys live in one of them\n'])
+})
+
 t.test('npm start ends on SIGTERM, with Redis and without', async t => {
   const { url } = await redisServer()
   for (const [variables, store] of [[{}, 'the in-process store'], [{ REDIS_URL: url }, 'Redis']] as const) {
