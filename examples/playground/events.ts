@@ -27,7 +27,7 @@ export interface Answer {
 }
 
 /** Of the whole stage, whatever the payment. */
-export type Life = { what: 'starting' | 'up', instance: Name }
+export type Life = { what: 'starting' | 'up' | 'down', instance: Name }
 
 /** Of one request of one payment. */
 export type Step = { request: number } & (

@@ -10,7 +10,7 @@ const file = fileURLToPath(import.meta.url).replace('supervisor', 'instance')
 
 export interface Hooks {
   methods: Parameters<typeof answerCalls>[1]
-  life: (what: 'starting' | 'up') => void
+  life: (what: 'starting' | 'up' | 'down') => void
 }
 
 export class Supervised {
@@ -39,6 +39,7 @@ export class Supervised {
     this.#child = child
     child.once('exit', () => {
       this.#port = undefined
+      if (!this.#stopped) this.#hooks.life('down')
       // What dies before it has ever listened would die again.
       if (listens && !this.#stopped) this.port().catch(() => {})
     })

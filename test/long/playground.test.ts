@@ -106,7 +106,7 @@ t.test('G4: a failure frees the key, and the retry runs', async t => {
   t.same(person.complaints, [])
 })
 
-const KILLED = 'The key stays with A until the lease runs out. no answer'
+const KILLED = 'The key stays with A until its lease runs out: a holder has it for 3 s, unless it renews. no answer'
 for (const [name, button, asks, sentences, card] of [
   ['before', 'Kill A before the charge', false, [
     `1 A was killed before it had charged the card. ${KILLED}`,
@@ -164,7 +164,15 @@ t.test('without a key every retry charges', async t => {
 t.test('on a phone', async t => {
   const person = await Person.open(t, browser, server.url, { viewport: { width: 360, height: 740 } })
   const { page } = person
-  await person.press('Lose the answer', 'Retry elsewhere', 'Change the amount')
+  for (const [scene, name] of [['lose', 'Lose the answer'], ['elsewhere', 'Retry elsewhere'], ['change', 'Change the amount']] as const) {
+    await person.press(name)
+    t.same(await page.evaluate(`['#times', '[data-scene=${scene}]'].map(selector => {
+      const element = document.querySelector(selector)
+      const { x, y, width, height } = element.getBoundingClientRect()
+      return element.contains(document.elementFromPoint(x + width / 2, y + height / 2))
+    })`), [true, true], `the counter and the button are both in sight: ${name}`)
+    await person.snapView(`phone-pressed-${name}`)
+  }
   await person.sentences(4)
   await person.body(1)
   t.equal(await page.evaluate('document.documentElement.scrollWidth'), 360, 'nothing scrolls sideways')
@@ -175,6 +183,38 @@ t.test('on a phone', async t => {
     await person.snap(`phone-${colorScheme}`)
   }
   t.same(person.complaints, [])
+})
+
+t.test('one action stands out after each scene; what sends again waits for something that was sent', async t => {
+  const person = await Person.open(t, browser, server.url)
+  const next = async (): Promise<string[]> => await person.page.evaluate('[...document.querySelectorAll("[data-next]")].map(({ id, dataset }) => dataset.scene ?? id)')
+  const isEnabled = async (name: string): Promise<boolean> => await person.page.getByRole('button', { name, exact: true }).isEnabled()
+  const again = ['Retry', 'Retry elsewhere', 'Change the amount']
+  t.same(await Promise.all(again.map(isEnabled)), [false, false, false])
+  await person.page.getByRole('button', { name: 'Retry', exact: true }).click({ force: true })
+  t.same(await person.card(), ['Not charged yet.'], 'nothing was sent')
+  t.same(await next(), ['pay'])
+  for (const [name, then] of [['Pay', 'retry'], ['Retry', 'elsewhere'], ['Retry elsewhere', 'change'], ['Change the amount', 'double'], ['Double click', 'lose'], ['Lose the answer', 'fail'], ['Let the server fail', 'before'], ['New payment', 'pay']] as const) {
+    await person.press(name)
+    t.same(await next(), [then], name)
+    t.same(await Promise.all(again.map(isEnabled)), Array(3).fill(name !== 'New payment'))
+  }
+  await person.turnOn(/^Without idempotency key/)
+  t.same(await next(), ['lose'])
+  t.same(person.complaints, [])
+})
+
+t.test('an instance that is killed from outside is drawn as dead', async t => {
+  const server = await startExample(t, process.execPath, '.build/examples/server.js')
+  const person = await Person.open(t, browser, server.url)
+  await person.press('Pay')
+  const [pid] = livingInstances(server)
+  t.equal(await person.page.locator('#picture .kill').count(), 0)
+  process.kill(Number(pid), 'SIGKILL')
+  await person.page.locator('#picture text', { hasText: /^killed$/ }).waitFor()
+  await person.page.locator('#picture text', { hasText: /^started again$/ }).waitFor()
+  t.equal(await person.page.locator('#picture .kill').count(), 1)
+  await person.snap('outside')
 })
 
 t.test('instances end with their parent, however it ends', async t => {

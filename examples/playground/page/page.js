@@ -1,9 +1,10 @@
 // @ts-check
 /** Puts it together: buttons start scenes, events make the story, the story is drawn and told. */
+import { nextOf } from './next.js'
 import { createPayment, createScenes, money } from './scenes.js'
 import { Story } from './story.js'
 import { draw } from './timeline.js'
-import { comparison, lesson, sentence, verdict } from './words.js'
+import { caveat, comparison, lesson, sentence, verdict } from './words.js'
 
 /** @typedef {import('./story.js').Sent} Sent */
 
@@ -19,6 +20,8 @@ const GONE = 'The server does not answer. Is it still running?'
 const START = 'Press Pay. Then send the same again, or break something on the way.'
 
 let payment = createPayment(true)
+/** The newest scene. @type {string | undefined} */
+let last
 let story = new Story()
 /** @type {number | undefined} */
 let picked
@@ -36,6 +39,18 @@ function anew () {
   $('caption').textContent = START
   showPayment()
   show()
+}
+
+/** What can be done, and the one thing to do next. */
+function showNext () {
+  const next = nextOf(last, { used: payment.used, without: isOn('without'), ask: isOn('ask') })
+  for (const button of buttons) {
+    const early = 'again' in button.dataset && !payment.used
+    button.toggleAttribute('data-early', early)
+    button.setAttribute('aria-disabled', String(busy || early))
+    button.toggleAttribute('data-next', !busy && button.dataset['scene'] === next)
+  }
+  for (const id of ['without', 'ask']) $(id).toggleAttribute('data-next', !busy && id === next)
 }
 
 function showPayment () {
@@ -66,7 +81,9 @@ function show () {
   $('card').dataset['charges'] = count > 1 ? 'many' : String(count)
   $('times').textContent = `${count}×`
   $('verdict').textContent = verdict(story)
+  $('caveat').textContent = caveat(story)
   $('lesson').textContent = lesson(story, isOn('ask'))
+  showNext()
   $('statement').replaceChildren(...story.charges.map(({ id, by }) => node('li', '', node('span', '', payment.order), node('span', '', id), node('span', '', `by ${by.toUpperCase()}`), node('b', '', money(payment.amount)))))
   const { length } = story.requests
   $('empty').hidden = length > 0
@@ -125,7 +142,7 @@ events.addEventListener('message', ({ data }) => {
   /** @type {import('../events.ts').Happening} */
   const happening = JSON.parse(data)
   skew = Math.max(skew, happening.at - performance.now())
-  if (happening.order !== payment.order && happening.what !== 'up') return
+  if (happening.order !== payment.order && happening.what !== 'up' && happening.what !== 'down') return
   story.apply(happening)
   following = true
   if (happening.what === 'answered' || happening.what === 'lost') {
@@ -141,10 +158,10 @@ let busy = false
 for (const button of buttons) {
   button.addEventListener('click', async () => {
     const scene = scenes[button.dataset['scene'] ?? '']
-    if (busy || scene === undefined) return
+    if (busy || scene === undefined || 'early' in button.dataset) return
     setBusy(true)
+    last = button.dataset['scene']
     button.dataset['playing'] = ''
-    if (narrow.matches) $('card').scrollIntoView({ behavior: still.matches ? 'auto' : 'smooth' })
     await scene().catch(() => { $('caption').textContent = GONE })
     delete button.dataset['playing']
     setBusy(false)
@@ -154,7 +171,7 @@ for (const button of buttons) {
 function setBusy (value) {
   busy = value
   document.body.dataset['busy'] = String(value)
-  for (const button of buttons) button.setAttribute('aria-disabled', String(value))
+  showNext()
 }
 
 $('without').addEventListener('change', anew)

@@ -82,8 +82,11 @@ export class Story {
       }
       case 'killed':
         Object.assign(of().run ?? {}, { end: at })
-        this.downs.push({ instance: happening.instance, at })
-        if (lease?.by === happening.instance && lease.end === undefined) lease.deadAt = at
+        this.#fall(happening.instance, at)
+        break
+      case 'down':
+        for (const { to, run } of this.requests) if (to === happening.instance && run !== undefined) run.end ??= at
+        this.#fall(happening.instance, at)
         break
       case 'claimed': {
         const by = happening.instance
@@ -109,6 +112,14 @@ export class Story {
         if (lease?.by === happening.instance) Object.assign(lease, { end: at, how: happening.what })
         break
     }
+  }
+
+  /** An instance is dead: killed by a scene, or by somebody outside. @param {Name} instance @param {number} at */
+  #fall (instance, at) {
+    if (this.downs.some(down => down.instance === instance && down.end === undefined)) return
+    this.downs.push({ instance, at })
+    const lease = this.leases.at(-1)
+    if (lease?.by === instance && lease.end === undefined) lease.deadAt = at
   }
 
   /** Whether something goes on that the picture grows with. @param {number} now */

@@ -20,7 +20,7 @@ export function sentence (story, sent) {
         : `${to} charged the card and answered, but the connection broke on the way back. The client does not know that it has paid.`
     }
     const when = charge === undefined ? 'before it had charged the card' : 'after it had charged the card, before it could answer'
-    return `${to} was killed ${when}. ${story.leases.length === 0 ? 'Nobody knows of this payment.' : `The key stays with ${to} until the lease runs out.`}`
+    return `${to} was killed ${when}. ${story.leases.length === 0 ? 'Nobody knows of this payment.' : `The key stays with ${to} until its lease runs out: a holder has it for 3 s, unless it renews.`}`
   }
   if (answer.replayed) {
     const by = story.kept?.by
@@ -68,13 +68,20 @@ export function verdict (story) {
   return length === 0 ? 'Not charged yet.' : length === 1 ? 'Charged once.' : `Charged ${times(length)} for one order.`
 }
 
+/** What a key cannot do, where it was seen. @param {Story} story */
+export function caveat (story) {
+  return story.charges.length > 1 && story.leases.length > 0
+    ? 'This is what a key alone does not solve: A died after the charge, and before its answer was kept.'
+    : ''
+}
+
 /** What is to be learned. @param {Story} story @param {boolean} ask */
 export function lesson (story, ask) {
   const { length } = story.requests.filter(({ end }) => end !== undefined)
   if (story.charges.length > 1) {
     return story.leases.length === 0
       ? 'Without a key nobody can tell a retry from a new payment.'
-      : `This is what a key alone does not solve: A died after the charge, and before its answer was kept. ${ask ? '' : 'Switch on “Ask the provider first” and kill it again.'}`
+      : ask ? '' : 'Switch on “Ask the provider first” and kill it again.'
   }
   if (story.charges.length === 1 && story.asked.some(({ found }) => found)) return 'The handler saw attempt 2 and looked before it leapt: the key alone could not have known.'
   if (story.charges.length === 1 && length > 1) return `${length} requests, one payment.`
