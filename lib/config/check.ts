@@ -8,8 +8,8 @@ import { suggestionFor } from './suggestions.ts'
  */
 const NEVER_UNDEFINED: Record<string, string> = {
   store: 'create the store first; where the in-process one is meant, say so: store: new MemoryStore()',
-  redis: 'create the client first; with @fastify/redis, register it before and leave "redis" out; where the in-process ' +
-    'store is meant, say so: store: new MemoryStore()'
+  redis: 'create the client first; with @fastify/redis, register it before and leave "redis" out; where the ' +
+    'in-process store is meant, say so: store: new MemoryStore()'
 }
 
 /**

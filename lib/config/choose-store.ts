@@ -4,12 +4,18 @@ import { MemoryStore } from '../stores/memory/store.ts'
 import { RedisStore, wrongClient, type RedisStoreClient } from '../stores/redis/store.ts'
 import type { Config } from './config.ts'
 
+export interface Chosen {
+  store: IdempotencyStore
+  /** Whether a shared client has come too late. */
+  fellBack: () => boolean
+}
+
 /** The store that the options ask for; else Redis, where @fastify/redis is registered; else one in process. */
 export function chooseStore (
   instance: FastifyInstance, { store, redis, minReplicas, storeTimeout }: Config
-): { store: IdempotencyStore, fellBack: () => boolean } {
+): Chosen {
   const options = { minReplicas, replicaTimeout: Math.ceil(storeTimeout / 2) }
-  const chosen = (store: IdempotencyStore): { store: IdempotencyStore, fellBack: () => boolean } => ({ store, fellBack: () => false })
+  const chosen = (store: IdempotencyStore): Chosen => ({ store, fellBack: () => false })
   if (store !== undefined) return chosen(store)
   if (redis !== undefined) return chosen(new RedisStore(redis, options))
   const shared = redisOf(instance)
@@ -33,7 +39,10 @@ function redisOf (instance: FastifyInstance): (Partial<RedisStoreClient> & objec
 function clientIn (shared: Partial<RedisStoreClient> & object): RedisStoreClient {
   if (shared.callBuffer !== undefined) return shared as RedisStoreClient
   const clients = shared as Record<string, Partial<RedisStoreClient> | null | undefined>
-  const names = Object.keys(shared).filter(name => clients[name]?.callBuffer !== undefined).map(name => `fastify.redis.${name}`)
+  const names = Object.keys(shared)
+    .filter(name => clients[name]?.callBuffer !== undefined)
+    .map(name => `fastify.redis.${name}`)
   if (names.length === 0) throw wrongClient('fastify.redis', shared)
-  throw new TypeError(`fastify-idempotency: fastify.redis holds namespaces; choose one with the option "redis": ${names.join(' or ')}`)
+  throw new TypeError('fastify-idempotency: fastify.redis holds namespaces; choose one with the option "redis": ' +
+    names.join(' or '))
 }

@@ -14,10 +14,11 @@ import { credentials } from './scope.ts'
 type AsGiven<Name extends keyof IdempotencyRouteOptions> =
   { [Key in Name]-?: Exclude<IdempotencyRouteOptions[Key], undefined> }
 
+type Same = 'maxKeyLength' | 'required' | 'hook' | 'abandoned' | 'cacheable' | 'maxResponseBytes' |
+  'onStoreError' | 'errors'
+
 /** A route's options, read, with every default in place. */
-export interface RouteConfig
-  extends AsGiven<'maxKeyLength' | 'required' | 'hook' | 'abandoned' | 'cacheable' | 'maxResponseBytes' | 'onStoreError' | 'errors'>,
-  Partial<AsGiven<'key' | 'fingerprint'>> {
+export interface RouteConfig extends AsGiven<Same>, Partial<AsGiven<'key' | 'fingerprint'>> {
   scope: ScopeFunction
   /** Milliseconds. */
   ttl: number
@@ -125,14 +126,15 @@ function checkTogether ({ store, redis, methods, minReplicas }: Own, supported: 
       'not support; a method of your own needs addHttpMethod before the plugin is registered')
   }
   if (store !== undefined && minReplicas > 0) {
-    throw new TypeError('fastify-idempotency: option "minReplicas" belongs to the option "redis"; a store of your own ' +
-      'sees to its replicas itself')
+    throw new TypeError('fastify-idempotency: option "minReplicas" belongs to the option "redis"; a store of your ' +
+      'own sees to its replicas itself')
   }
 }
 
 /** @throws {TypeError} naming the first option that is unknown or wrong, after `where`. */
 export function parseRouteOptions (given: object, config: Config, where: string): RouteConfig {
-  return withKeyName({ ...config.route, ...check(given, ROUTE_RULES, where) as Partial<RouteConfig> }, config.headerName)
+  const own = check(given, ROUTE_RULES, where) as Partial<RouteConfig>
+  return withKeyName({ ...config.route, ...own }, config.headerName)
 }
 
 function withKeyName (route: Omit<RouteConfig, 'keyName'>, headerName: string): RouteConfig {

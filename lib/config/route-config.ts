@@ -12,7 +12,8 @@ export function routeConfig (
   config: Config, given: unknown, methods: string[], url: string
 ): { route: RouteConfig, covered: ReadonlySet<string> } | undefined {
   if (given === false || (given === undefined && !config.global)) return undefined
-  const covered = new Set(methods.filter(method => given === undefined ? config.methods.has(method) : !NEVER.has(method)))
+  const takesPart = (method: string): boolean => given === undefined ? config.methods.has(method) : !NEVER.has(method)
+  const covered = new Set(methods.filter(takesPart))
   const where = `fastify-idempotency: config.idempotency of ${methods.join(',')} ${url}`
   const route = given === true || given === undefined ? config.route : readConfig(given, config, where)
   if (covered.size > 0) return { route, covered }

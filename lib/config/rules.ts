@@ -31,7 +31,8 @@ const isWhole = (value: unknown, min: number): boolean => Number.isSafeInteger(v
 /** RFC 9110, section 5.6.2. */
 const isToken = (value: unknown): boolean => typeof value === 'string' && /^[!#$%&'*+.^_`|~0-9A-Za-z-]+$/.test(value)
 const isMethod = (value: unknown): boolean => isToken(value) && !NEVER.has(String(value).toUpperCase())
-const isListOf = (value: unknown, test: (one: unknown) => boolean): boolean => Array.isArray(value) && value.every(test)
+type Test = (value: unknown) => boolean
+const isListOf = (value: unknown, test: Test): boolean => Array.isArray(value) && value.every(test)
 
 const FUNCTION = rule(isFunction, 'a function')
 const SYNC_FUNCTION = rule(isSync, 'a function that answers at once')
@@ -56,7 +57,8 @@ export const ROUTE_RULES: Record<keyof IdempotencyRouteOptions, Rule> = {
   maxResponseBytes: rule(value => isWhole(value, 0), 'a whole number of bytes, 0 or more'),
   replayHeaders: { read: readReplayHeaders, want: 'a list of header names, or a function that answers at once' },
   onStoreError: oneOf('reject', 'bypass'),
-  errors: rule(value => isSync(value) || ERRORS.read(value) !== undefined, `${ERRORS.want}, or a function that answers at once`)
+  errors: rule(value => isSync(value) || ERRORS.read(value) !== undefined,
+    `${ERRORS.want}, or a function that answers at once`)
 }
 
 export const RULES: Record<keyof FastifyIdempotencyOptions, Rule> = {
