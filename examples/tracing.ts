@@ -45,7 +45,7 @@ function record (name: IdempotencyEventName, event: IdempotencyEvent): void {
   if (span !== own) span.end()
 }
 
-function attributesOf (name: IdempotencyEventName, { key, attempt, status, code, heldFor }: IdempotencyEvent): Attributes {
+function attributesOf (name: IdempotencyEventName, { key, attempt, status, code, heldFor, step }: IdempotencyEvent): Attributes {
   return {
     'idempotency.event': name,
     'idempotency.replayed': name === 'replayed',
@@ -54,6 +54,7 @@ function attributesOf (name: IdempotencyEventName, { key, attempt, status, code,
     ...(key === '' ? {} : { 'idempotency.key.hash': hash('sha256', key).slice(0, 16) }),
     ...(status === undefined ? {} : { 'idempotency.status_code': status }),
     ...(code === undefined ? {} : { 'idempotency.error.code': code }),
+    ...(step === undefined ? {} : { 'idempotency.step': step }),
     ...(heldFor === undefined ? {} : { 'idempotency.held_ms': heldFor })
   }
 }

@@ -117,6 +117,32 @@ for (const mode of STORES) {
     t.same(await metrics(), last, 'nobody listens any more')
   })
 
+  t.test(`examples/metrics.ts and examples/tracing.ts: steps that were recorded and reused (${mode})`, async t => {
+    const { spans, instrumentation } = tracer(t)
+    const registry = new Registry()
+    t.teardown(registerMetrics(registry))
+    const api = await start(t, mode, {
+      routes: async app => {
+        await app.register(instrumentation.plugin())
+        app.post('/steps', async (request, reply) => {
+          const { step, attempt } = request.idempotency
+          await step('charge', () => 'secret result')
+          return await reply.code(attempt === 1 ? 500 : 201).send()
+        })
+      }
+    })
+    for (const status of [500, 201]) t.equal((await api.post('secret-k', '{}', { path: '/steps' })).status, status)
+    const text = await registry.metrics()
+    t.same(text.split('\n').filter(line => line.startsWith('idempotency_steps_total')), ['step-recorded', 'step-reused']
+      .map(event => `idempotency_steps_total{event="${event}",method="POST",route="/steps",step="charge"} 1`))
+    const requests = spans.getFinishedSpans().filter(({ name }) => name === 'request')
+    t.same(requests.map(({ attributes, events }) => [attributes['idempotency.step'], events.map(({ name }) => name)]), [
+      ['charge', ['idempotency.step-recorded', 'idempotency.released']],
+      ['charge', ['idempotency.step-reused', 'idempotency.executed']]
+    ])
+    t.notMatch(text + JSON.stringify(requests.map(({ attributes, events }) => [attributes, events])), /secret/)
+  })
+
   t.test(`examples/tracing.ts: what happened is on the span of the request (${mode})`, async t => {
     const { spans, instrumentation } = tracer(t)
     const { store, fail } = await breakable(mode)
