@@ -10,13 +10,18 @@ import { newestFolder } from './fixtures/newest.ts'
 const FILES = ['protocol', 'lifecycle', 'replay', 'leases', 'departures']
 
 const folders = { 'the PostgreSQL of this machine': postgresFolder(), 'the newest PostgreSQL': newestFolder() }
-for (const [what, bin] of Object.entries(folders)) {
-  if (bin === undefined || !existsSync(bin)) {
+// All are started first: a test file that is idle between two of its tests has ended.
+const servers = await Promise.all(Object.entries(folders).map(async ([what, bin]) => {
+  const server = bin === undefined || !existsSync(bin) ? undefined : await startPostgres({ bin })
+  t.teardown(async () => { await server?.remove() })
+  return { what, server }
+}))
+
+for (const { what, server } of servers) {
+  if (server === undefined) {
     t.test(what, { skip: 'it is not installed' }, () => {})
     continue
   }
-  const server = await startPostgres({ bin })
-  t.teardown(server.remove)
   // Only the tests that say in their names which store they have.
   const env = { ...process.env, TEST_POSTGRES_URL: server.url, TAP_GREP: '/postgres/' }
   for (const file of FILES) {
