@@ -220,3 +220,8 @@ t.test('global: false documents the routes that opted in; a store that may be by
     t.match(keyOf(find(version, 'post', '/c'))?.description, /kept for 1 millisecond,/)
   }
 })
+
+t.test('an unknown outcome stands on every route that takes part: any handler may use steps', async t => {
+  const { find } = await documented(t, { routes: app => app.post('/', async request => await request.idempotency.step('one', () => 1)) })
+  for (const version of VERSIONS) t.match(JSON.stringify(find(version, 'post', '/').responses['409']), /idempotency_outcome_unknown/, version)
+})

@@ -20,7 +20,7 @@ const TOLD: Record<IdempotencyErrorCode, Told> = {
   idempotency_key_missing: { what: 'An idempotency key is required.', only: route => route.required },
   idempotency_key_mismatch: { what: 'The key was used for another request; use a fresh one.' },
   idempotency_in_progress: { what: 'The first request with this key still runs; send the same again later.', retry: true },
-  idempotency_outcome_unknown: { what: 'The first request with this key was interrupted; look whether it took effect.', only: route => route.abandoned === 'reject' },
+  idempotency_outcome_unknown: { what: 'The first request with this key was interrupted, or the result of one of its steps is not known; look whether it took effect.' },
   idempotency_response_unavailable: { what: 'The first request with this key was answered, but its response could not be kept.' },
   idempotency_store_unavailable: { what: 'Nothing was run; send the same again later.', only: route => route.onStoreError === 'reject', retry: true }
 }
