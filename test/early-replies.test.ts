@@ -56,7 +56,7 @@ for (const mode of MODES) {
     const [replied, late] = [gate(), gate()]
     const { port } = await start(t, mode, {
       before: streams,
-      routes: app => app.post('/', { handlerTimeout: 50 }, async (_request, reply) => {
+      routes: app => app.post('/', { handlerTimeout: 400 }, async (_request, reply) => {
         reply.code(202).send({ accepted: true })
         replied.open()
         await late.promise
@@ -66,7 +66,7 @@ for (const mode of MODES) {
     first.request.write('half')
     await replied.promise
     // Twice the timeout, of which nobody is told: the reply counts as sent.
-    await new Promise(resolve => setTimeout(resolve, 100))
+    await new Promise(resolve => setTimeout(resolve, 800))
     late.open()
     await new Promise(resolve => setImmediate(resolve))
     first.request.end('more')

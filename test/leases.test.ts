@@ -226,7 +226,7 @@ t.test('a waiter that a handler timeout has ended does not take the key', async 
   const store = faulty({})
   const { post, app } = await start(t, 'memory', {
     options: { store, inFlight: { wait: 60_000 } },
-    routes: app => app.post('/', { handlerTimeout: 100 }, async () => { runs++; await finish.promise; throw new Error('failed') })
+    routes: app => app.post('/', { handlerTimeout: 400 }, async () => { runs++; await finish.promise; throw new Error('failed') })
   })
   t.same((await Promise.all([post('k'), post('k')])).map(({ status }) => status), [503, 503])
   const asked = store.calls.length

@@ -320,7 +320,7 @@ for (const mode of MODES) {
     let finish = gate()
     let fail = false
     const served = await start(t, mode, {
-      fastify: { handlerTimeout: 100 },
+      fastify: { handlerTimeout: 400 },
       routes: app => {
         const work = async () => { runs++; await finish.promise; if (fail) throw new Error('failed late') }
         app.post('/async', async () => { await work(); return 'late' })
@@ -681,8 +681,8 @@ for (const mode of MODES) {
         app.addHook('onSend', async ({ url }) => await timedOut.get(url)?.promise)
       },
       routes: app => {
-        app.post('/', { handlerTimeout: 50 }, async () => 'ok')
-        app.post('/callback', { handlerTimeout: 50 }, (_request, reply) => { reply.send('ok') })
+        app.post('/', { handlerTimeout: 400 }, async () => 'ok')
+        app.post('/callback', { handlerTimeout: 400 }, (_request, reply) => { reply.send('ok') })
       }
     })
     // Fastify cuts the connection where two replies want to leave.

@@ -353,7 +353,7 @@ t.test('409 response unavailable: a handler that ends after its handlerTimeout',
   // Without a body: Fastify's timer does not outlive the reading of one.
   const running = gate()
   const { app, post } = await logged(t, {
-    routes: app => app.post('/', { handlerTimeout: 100 }, async () => { await running.promise; return 'late' })
+    routes: app => app.post('/', { handlerTimeout: 400 }, async () => { await running.promise; return 'late' })
   })
   t.equal((await post('k')).status, 503)
   t.match((await post('k')).json(), { code: 'idempotency_in_progress' })
