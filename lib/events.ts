@@ -3,7 +3,10 @@ import type { FastifyRequest } from 'fastify'
 import type { IdempotencyErrorCode } from './protocol/errors.ts'
 
 /** Each has the channel `fastify-idempotency:<name>` of node:diagnostics_channel. */
-export const IDEMPOTENCY_EVENTS = ['executed', 'replayed', 'mismatched', 'conflicted', 'invalid', 'released', 'abandoned', 'lease-lost', 'store-error', 'unreplayable', 'step-recorded', 'step-reused'] as const
+export const IDEMPOTENCY_EVENTS = [
+  'executed', 'replayed', 'mismatched', 'conflicted', 'invalid', 'released', 'abandoned', 'lease-lost', 'store-error',
+  'unreplayable', 'step-recorded', 'step-reused'
+] as const
 
 export type IdempotencyEventName = typeof IDEMPOTENCY_EVENTS[number]
 
@@ -12,7 +15,10 @@ export interface IdempotencyEvent {
   request: FastifyRequest
   /** As the client sent it; empty where none could be read. */
   key: string
-  /** Names scope and key, hashed, as `inspect` and `forget` take it and log lines have it; empty where no key could be read. */
+  /**
+   * Names scope and key, hashed, as `inspect` and `forget` take it and log lines have it; empty where no key could be
+   * read.
+   */
   id: string
   /** Executions of the key so far; 0 where none is known. */
   attempt: number
@@ -24,11 +30,16 @@ export interface IdempotencyEvent {
   heldFor?: number
   /** `step-recorded` and `step-reused` only: the step's name. */
   step?: string
-  /** `store-error` only: what the store or the deadline said, as it came. An error of ioredis carries the arguments of its command: bodies too. */
+  /**
+   * `store-error` only: what the store or the deadline said, as it came. An error of ioredis carries the arguments of
+   * its command: bodies too.
+   */
   error?: unknown
 }
 
-const channels = Object.fromEntries(IDEMPOTENCY_EVENTS.map(name => [name, channel(`fastify-idempotency:${name}`)])) as Record<IdempotencyEventName, Channel>
+const channels = Object.fromEntries(IDEMPOTENCY_EVENTS.map(name => [
+  name, channel(`fastify-idempotency:${name}`)
+])) as Record<IdempotencyEventName, Channel>
 
 /** What an event is about: a key, and the request that it is of. */
 export interface Subject {
@@ -41,12 +52,16 @@ export interface Subject {
 const NOBODY: Subject = { key: '', id: '', attempt: 0, heldSince: 0 }
 
 /** Costs one property read when nobody listens. */
-export function publish (name: IdempotencyEventName, request: FastifyRequest, subject: Subject | undefined, more?: Partial<IdempotencyEvent>): void {
+export function publish (
+  name: IdempotencyEventName, request: FastifyRequest, subject: Subject | undefined, more?: Partial<IdempotencyEvent>
+): void {
   const { [name]: target } = channels
   if (target.hasSubscribers) target.publish(eventOf(request, subject, more))
 }
 
-function eventOf (request: FastifyRequest, { key, id, attempt, heldSince }: Subject = NOBODY, more?: Partial<IdempotencyEvent>): IdempotencyEvent {
+function eventOf (
+  request: FastifyRequest, { key, id, attempt, heldSince }: Subject = NOBODY, more?: Partial<IdempotencyEvent>
+): IdempotencyEvent {
   return { request, key, id, attempt, ...(heldSince === 0 ? {} : { heldFor: performance.now() - heldSince }), ...more }
 }
 

@@ -29,10 +29,15 @@ declare module 'fastify' {
   }
 }
 
-/** Registers the plugin. @throws {TypeError} naming a wrong or unknown option. @throws {Error} where it is registered already. */
+/**
+ * Registers the plugin. @throws {TypeError} naming a wrong or unknown option. @throws {Error} where it is registered
+ * already.
+ */
 async function plugin (instance: FastifyInstance, options: FastifyIdempotencyOptions): Promise<void> {
   if (instance.hasDecorator('idempotency')) {
-    throw new Error('fastify-idempotency is registered already, on this instance or on one around it; register it once, and tune single routes by config.idempotency')
+    throw new Error(
+      'fastify-idempotency is registered already, on this instance or on one around it; register it once, and tune single routes by config.idempotency'
+    )
   }
   const config = parseOptions(options, instance.supportedMethods)
   const { store, fellBack } = chooseStore(instance, config)
@@ -40,7 +45,15 @@ async function plugin (instance: FastifyInstance, options: FastifyIdempotencyOpt
   const renewals = new Renewals(calls, checkOver)
   const backlog = new Backlog({ calls, renewals })
   const warnings = new StartupWarnings(instance)
-  const core: Core = { config, calls, renewals, backlog, warnings, waiters: new Waiters(), compressed: instance.hasPlugin('@fastify/compress') }
+  const core: Core = {
+    config,
+    calls,
+    renewals,
+    backlog,
+    warnings,
+    waiters: new Waiters(),
+    compressed: instance.hasPlugin('@fastify/compress')
+  }
 
   instance.decorate('idempotency', createOperator(calls, config.keyPrefix))
   instance.decorateRequest('idempotency', { getter () { return viewOf(this) }, setter () {} })
@@ -53,7 +66,9 @@ async function plugin (instance: FastifyInstance, options: FastifyIdempotencyOpt
   addCloseHooks(core, instance)
 }
 
-export const fastifyIdempotency: FastifyPluginAsync<FastifyIdempotencyOptions> = fp(plugin, { fastify: '5.x', name: 'fastify-idempotency' })
+export const fastifyIdempotency: FastifyPluginAsync<FastifyIdempotencyOptions> = fp(
+  plugin, { fastify: '5.x', name: 'fastify-idempotency' }
+)
 export default fastifyIdempotency
 
 export type { FastifyIdempotencyOptions, IdempotencyRouteOptions, IdempotencyStage } from './config/options.ts'
@@ -63,7 +78,10 @@ export type { RequestIdempotency } from './lifecycle/view.ts'
 export type { IdempotencyInspection, IdempotencyKeyRef, IdempotencyOperator } from './operator.ts'
 export { IdempotencyError, type IdempotencyErrorForm, type IdempotencyErrorCode } from './protocol/errors.ts'
 export type { Jsonified } from './protocol/step-result.ts'
-export type { StoreAnswer, StoreBinding, StoreClaim, StoreClaimRequest, StoreEntry, StoreOutcome, StoreRecording, StoreStep, IdempotencyStore } from './stores/contract.ts'
+export type {
+  StoreAnswer, StoreBinding, StoreClaim, StoreClaimRequest, StoreEntry, StoreOutcome, StoreRecording, StoreStep,
+  IdempotencyStore
+} from './stores/contract.ts'
 export { MemoryStore, type MemoryStoreOptions } from './stores/memory/store.ts'
 export { decodeOutcome, encodeOutcome, UnreadableRecordError } from './stores/record.ts'
 export { RedisStore, type RedisStoreClient, type RedisStoreOptions } from './stores/redis/store.ts'

@@ -26,7 +26,9 @@ export interface TransformInput {
 }
 
 /** For the option `transform` of @fastify/swagger: documents the routes that take part, and leaves the others alone. */
-export function transform ({ schema, url, route, openapiObject, swaggerObject }: TransformInput): { schema: FastifySchema, url: string } {
+export function transform ({ schema, url, route, openapiObject, swaggerObject }: TransformInput): {
+  schema: FastifySchema, url: string
+} {
   const participant = participants.get(route)
   if (participant === undefined) return { schema: schema as FastifySchema, url }
   const { config, covered: protectedMethods, instance } = participant
@@ -43,8 +45,13 @@ export function transform ({ schema, url, route, openapiObject, swaggerObject }:
   }
 }
 
-/** A copy of a route's schema which also describes what the plugin adds to the route; `options` are the plugin's and the route's together. */
-export function documentRoute (schema: FastifySchema | undefined, options: FastifyIdempotencyOptions = {}, target: DocumentTarget = {}): FastifySchema {
+/**
+ * A copy of a route's schema which also describes what the plugin adds to the route; `options` are the plugin's and the
+ * route's together.
+ */
+export function documentRoute (
+  schema: FastifySchema | undefined, options: FastifyIdempotencyOptions = {}, target: DocumentTarget = {}
+): FastifySchema {
   return documented(schema ?? {}, parseOptions(options), target)
 }
 
@@ -60,7 +67,12 @@ function documented (given: FastifySchema, config: Config, target: DocumentTarge
   const responses: Record<string, Json> = { ...theirs ?? NO_RESPONSE }
   for (const [status, response] of Object.entries(responses)) {
     if (!statusesOf(status).some(route.cacheable)) continue
-    responses[status] = { ...response, ...allHeaders(response, { [replayedHeaderName]: { type: 'string', enum: ['true'], description: 'On a replay of the first response.' } }) }
+    responses[status] = {
+      ...response,
+      ...allHeaders(response, {
+        [replayedHeaderName]: { type: 'string', enum: ['true'], description: 'On a replay of the first response.' }
+      })
+    }
   }
   for (const [status, answer] of answersOf(config)) {
     responses[status] = withAnswer(findResponse(responses, status), answer, { version, produces, schemas })
@@ -68,14 +80,22 @@ function documented (given: FastifySchema, config: Config, target: DocumentTarge
   return {
     ...schema,
     ...(route.key === undefined ? { headers: withKey(schema.headers as Json | undefined, config, only, schemas) } : {}),
-    ...(version === '2.0' && route.errors === 'problem' ? { produces: [...new Set(produces).add('application/problem+json')] } : {}),
+    ...(version === '2.0' && route.errors === 'problem'
+      ? {
+          produces: [...new Set(produces).add('application/problem+json')]
+        }
+      : {}),
     response: responses,
-    'x-idempotency': schema['x-idempotency'] ?? { ttl: route.ttl, required: route.required, ...(only === undefined ? {} : { methods: only }) }
+    'x-idempotency': schema['x-idempotency'] ?? {
+      ttl: route.ttl, required: route.required, ...(only === undefined ? {} : { methods: only })
+    }
   } as FastifySchema
 }
 
 /** The route's headers with the key among them. */
-function withKey (headers: Json | undefined, { route, header, headerName, profile }: Config, only: string[] | undefined, schemas: Json): Json {
+function withKey (
+  headers: Json | undefined, { route, header, headerName, profile }: Config, only: string[] | undefined, schemas: Json
+): Json {
   const description = [
     `Makes a retry safe: the first response is kept for ${inWords(route.ttl)}, and is sent again for the same request with the same key.`,
     'Send a fresh value, such as a UUID, for each operation.',
@@ -83,7 +103,9 @@ function withKey (headers: Json | undefined, { route, header, headerName, profil
   ].join(' ')
   const ours = { type: 'string', ...profile.schemaOf(route.maxKeyLength), description }
   const parts = partsOf(headers ?? {}, schemas)
-  const known = parts.flatMap(({ properties = {} }) => Object.entries(properties as Record<string, Json>)).find(([name]) => name.toLowerCase() === header)
+  const known = parts.flatMap(({ properties = {} }) => Object.entries(properties as Record<string, Json>)).find(
+    ([name]) => name.toLowerCase() === header
+  )
   const name = known?.[0] ?? headerName
   const required = [...new Set([
     ...parts.flatMap(({ required = [] }) => required as string[]),
@@ -91,9 +113,13 @@ function withKey (headers: Json | undefined, { route, header, headerName, profil
   ])]
   const added = known === undefined ? ours : bothHeaders(known[1], ours)
   if (headers === undefined || headers.properties !== undefined) {
-    return { type: 'object', ...headers, required, properties: { ...headers?.properties as Json | undefined, [name]: added } }
+    return {
+      type: 'object', ...headers, required, properties: { ...headers?.properties as Json | undefined, [name]: added }
+    }
   }
-  return { allOf: [headers, { type: 'object', required: required.filter(one => one === name), properties: { [name]: added } }] }
+  return {
+    allOf: [headers, { type: 'object', required: required.filter(one => one === name), properties: { [name]: added } }]
+  }
 }
 
 /** The objects of which a schema is made up. */
@@ -116,7 +142,14 @@ function bothHeaders (theirs: Json, { description: what, ...ours }: { descriptio
   const description = joined(theirs.description, what)
   if (theirs.$ref !== undefined) return { allOf: [theirs, ours], description }
   const { maxLength = Infinity } = theirs as { maxLength?: number }
-  return { ...ours, ...theirs, description, ...(ours.maxLength === undefined ? {} : { maxLength: Math.min(maxLength, ours.maxLength) }) }
+  return {
+    ...ours,
+    ...theirs,
+    description,
+    ...(
+      ours.maxLength === undefined ? {} : { maxLength: Math.min(maxLength, ours.maxLength) }
+    )
+  }
 }
 
 /** What the document says of a status by now, if only in general. */
@@ -129,7 +162,9 @@ const JSON_TYPE = 'application/json'
 const TOLD = 'x-response-description'
 
 /** One status with two sources: the route's own answer, if it documents one, and the plugin's. */
-function withAnswer (theirs: Json | undefined, answer: Answer, { version, produces, schemas }: { version: string, produces: string[], schemas: Json }): Json {
+function withAnswer (theirs: Json | undefined, answer: Answer, { version, produces, schemas }: {
+  version: string, produces: string[], schemas: Json
+}): Json {
   const { body } = answer
   const headers = allHeaders(theirs, answer.headers)
   const description = joined(theirs?.[TOLD] ?? lookUp(theirs ?? {}, schemas).description, answer.description)
@@ -142,20 +177,36 @@ function withAnswer (theirs: Json | undefined, answer: Answer, { version, produc
   if (version === '2.0') return { ...body.schema, [TOLD]: description, ...headers }
   const content = empty ? {} : contentOf(theirs, version, produces)
   const { [body.mediaType]: same } = content
-  return { description, ...headers, content: { ...content, [body.mediaType]: same === undefined ? { schema: body.schema } : { ...same, schema: { anyOf: [same.schema, body.schema] } } } }
+  return {
+    description,
+    ...headers,
+    content: {
+      ...content,
+      [body.mediaType]: same === undefined
+        ? {
+            schema: body.schema
+          }
+        : { ...same, schema: { anyOf: [same.schema, body.schema] } }
+    }
+  }
 }
 
 /** By media type, as @fastify/swagger would make it of a plain schema. */
-function contentOf ({ headers, [TOLD]: told, ...schema }: Json, version: string, produces: string[]): Record<string, Json> {
+function contentOf (
+  { headers, [TOLD]: told, ...schema }: Json, version: string, produces: string[]
+): Record<string, Json> {
   if (schema.content !== undefined) return schema.content as Record<string, Json>
-  return Object.fromEntries(produces.map(type => [type, { schema: version.startsWith('3.0') ? withOneExample(schema) : schema }]))
+  return Object.fromEntries(
+    produces.map(type => [type, { schema: version.startsWith('3.0') ? withOneExample(schema) : schema }])
+  )
 }
 
 /** OpenAPI 3.0 knows one `example` of a schema only; @fastify/swagger does not look into `content` for others. */
 function withOneExample (schema: unknown, isSchema = true): unknown {
   if (Array.isArray(schema)) return schema.map(one => withOneExample(one))
   if (typeof schema !== 'object' || schema === null) return schema
-  return Object.fromEntries(Object.entries(schema).map(([name, value]) => isSchema && name === 'examples' && Array.isArray(value)
+  return Object.fromEntries(Object.entries(schema).map(([name, value]) => isSchema && name === 'examples' &&
+    Array.isArray(value)
     ? ['example', value[0]]
     : [name, withOneExample(value, !isSchema || name !== 'properties')]))
 }
@@ -164,7 +215,9 @@ function withOneExample (schema: unknown, isSchema = true): unknown {
 function allHeaders (response: Json | undefined, more: Json): { headers?: Json } {
   const theirs = response?.headers as Json | undefined ?? {}
   const known = new Set(Object.keys(theirs).map(name => name.toLowerCase()))
-  const headers = { ...theirs, ...Object.fromEntries(Object.entries(more).filter(([name]) => !known.has(name.toLowerCase()))) }
+  const headers = {
+    ...theirs, ...Object.fromEntries(Object.entries(more).filter(([name]) => !known.has(name.toLowerCase())))
+  }
   return Object.keys(headers).length === 0 ? {} : { headers }
 }
 
@@ -179,7 +232,9 @@ function joined (theirs: unknown, ours: string): string {
   return typeof theirs === 'string' ? `${theirs}\n\n${ours}` : ours
 }
 
-const UNITS = [[86_400_000, 'day'], [3_600_000, 'hour'], [60_000, 'minute'], [1_000, 'second'], [1, 'millisecond']] as const
+const UNITS = [
+  [86_400_000, 'day'], [3_600_000, 'hour'], [60_000, 'minute'], [1_000, 'second'], [1, 'millisecond']
+] as const
 
 /** 24 hours, 7 days, 90 seconds: in the largest unit of which there are several. */
 function inWords (ms: number): string {

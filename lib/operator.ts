@@ -54,9 +54,21 @@ export function createOperator (calls: StoreCalls, prefix: string): IdempotencyO
       const entry = await ask<StoreEntry | undefined>(done => calls.read(name, done))
       if (entry === undefined) return undefined
       const { state, attempt, since, until, result } = entry
-      const recorded = state === 'completed' || !calls.recordsSteps ? [] : await ask<StoreStep[]>(done => calls.recorded(name, done))
+      const recorded = state === 'completed' || !calls.recordsSteps
+        ? []
+        : await ask<StoreStep[]>(
+          done => calls.recorded(name, done)
+        )
       const steps = recorded.filter(({ name, result }) => name !== '' && result !== undefined).map(({ name }) => name)
-      return { state, attempt, since: new Date(since), until: new Date(until), status: result?.status, replayable: result?.replayable, steps }
+      return {
+        state,
+        attempt,
+        since: new Date(since),
+        until: new Date(until),
+        status: result?.status,
+        replayable: result?.replayable,
+        steps
+      }
     },
     async forget (key) {
       const name = prefix + nameOf(key)
@@ -68,5 +80,7 @@ export function createOperator (calls: StoreCalls, prefix: string): IdempotencyO
 function nameOf ({ scope, key, id }: IdempotencyKeyRef): string {
   if (typeof id === 'string' && key === undefined) return id
   if (typeof key === 'string' && id === undefined) return idOf(scope, key)
-  throw new TypeError('fastify-idempotency: give { key }, with { scope } where there is one, or { id } as log lines have it')
+  throw new TypeError(
+    'fastify-idempotency: give { key }, with { scope } where there is one, or { id } as log lines have it'
+  )
 }

@@ -1,6 +1,8 @@
 export { viaDrizzle, type DrizzleDb, type DrizzleSql, type DrizzleTx } from './sql/adapters/drizzle.ts'
 export { viaKnex, type KnexDb, type KnexTransactionOptions, type KnexTx } from './sql/adapters/knex.ts'
-export { viaKysely, type KyselyDb, type KyselyTransactionBuilder, type KyselyTransactionOptions, type KyselyTx } from './sql/adapters/kysely.ts'
+export {
+  viaKysely, type KyselyDb, type KyselyTransactionBuilder, type KyselyTransactionOptions, type KyselyTx
+} from './sql/adapters/kysely.ts'
 export { viaPg, type PgClient, type PgPool, type PgTransactionOptions } from './sql/adapters/pg.ts'
 export { viaPostgres, type PostgresSql, type PostgresTx } from './sql/adapters/postgres.ts'
 export { viaPrisma, type PrismaDb, type PrismaTx } from './sql/adapters/prisma.ts'

@@ -20,7 +20,9 @@ t.test('G10: a Redis user with the commands that the docs name, on the keys of t
   const admin = connect(server.port)
   const commands = documented()
   t.ok(commands.includes('evalsha'))
-  await admin.acl('SETUSER', 'app', 'on', '>secret', '~mine:*', 'resetchannels', '-@all', ...commands.map(command => `+${command}`))
+  await admin.acl(
+    'SETUSER', 'app', 'on', '>secret', '~mine:*', 'resetchannels', '-@all', ...commands.map(command => `+${command}`)
+  )
   const redis = new Redis({ port: server.port, username: 'app', password: 'secret', enableReadyCheck: false })
   t.teardown(async () => {
     redis.disconnect()

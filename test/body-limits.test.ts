@@ -22,7 +22,9 @@ async function flood (port: number, key: string, framing: 'length' | 'chunked'):
   socket.on('error', () => {})
   socket.on('data', data => { answer.text += String(data) })
   const length = framing === 'length' ? `Content-Length: ${TOTAL}` : 'Transfer-Encoding: chunked'
-  socket.write(`POST / HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nIdempotency-Key: ${key}\r\n${length}\r\n\r\n`)
+  socket.write(
+    `POST / HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nIdempotency-Key: ${key}\r\n${length}\r\n\r\n`
+  )
   for (; answer.sent < TOTAL && answer.text === '' && !socket.destroyed; answer.sent += PIECE.length) {
     if (framing === 'length') socket.write(PIECE)
     else socket.write(Buffer.concat([Buffer.from(`${PIECE.length.toString(16)}\r\n`), PIECE, Buffer.from('\r\n')]))

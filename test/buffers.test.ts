@@ -31,7 +31,9 @@ class Spoiler {
 type Moment = 'at once' | 'while the store is asked'
 const isStream = (what: string): boolean => /stream/.test(what)
 
-function routes (app: FastifyInstance, spoiler: Spoiler, moment: Moment, prepare: (reply: FastifyReply) => unknown = () => {}): void {
+function routes (
+  app: FastifyInstance, spoiler: Spoiler, moment: Moment, prepare: (reply: FastifyReply) => unknown = () => {}
+): void {
   PAYLOADS.forEach(({ what, make }, index) => {
     app.post(`/${index}`, (_request, reply) => {
       prepare(reply)
@@ -87,11 +89,17 @@ for (const mode of MODES) {
   t.test(`G13: a failure is sent as it was when its handler sent it (${mode})`, async t => {
     const spoiler = new Spoiler()
     const options = await wrapped(mode, ending(async () => await turn()))
-    const { post } = await start(t, mode, { options, routes: app => routes(app, spoiler, 'at once', reply => reply.code(503)) })
+    const { post } = await start(
+      t, mode, { options, routes: app => routes(app, spoiler, 'at once', reply => reply.code(503)) }
+    )
     for (const [index, { what, body }] of PAYLOADS.entries()) {
       const path = `/${index}`
       // A Response has a status of its own.
-      if (!what.includes('Response')) t.match(await post(path, '{}', { path }), { status: 503, text: body, replayed: false }, what)
+      if (!what.includes('Response')) {
+        t.match(
+          await post(path, '{}', { path }), { status: 503, text: body, replayed: false }, what
+        )
+      }
     }
   })
 
@@ -106,7 +114,9 @@ for (const mode of MODES) {
     const headers = { 'content-type': 'text/x' }
     for (const [index, { what, body }] of PAYLOADS.entries()) {
       const path = `/${index}`
-      const request = http.request({ port, method: 'POST', path, headers: { ...headers, 'idempotency-key': path, 'content-length': 2 } })
+      const request = http.request(
+        { port, method: 'POST', path, headers: { ...headers, 'idempotency-key': path, 'content-length': 2 } }
+      )
       request.write('a')
       const handled = once(app.server, 'request')
       await handled
@@ -114,7 +124,9 @@ for (const mode of MODES) {
       request.end('b')
       const [response] = await once(request, 'response') as [http.IncomingMessage]
       t.match(await receive(response), { status: 200, text: body, replayed: false }, what)
-      t.match(await post(path, 'ab', { path, headers: { ...headers, 'idempotency-key': path } }), { text: body, replayed: true }, `${what}: the retry`)
+      t.match(await post(path, 'ab', { path, headers: { ...headers, 'idempotency-key': path } }), {
+        text: body, replayed: true
+      }, `${what}: the retry`)
     }
   })
 

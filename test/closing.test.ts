@@ -2,9 +2,13 @@ import { once } from 'node:events'
 import { Agent } from 'node:http'
 import type { AddressInfo, Socket } from 'node:net'
 import { Readable } from 'node:stream'
-import Fastify, { type FastifyInstance, type FastifyReply, type FastifyRequest, type FastifyServerOptions } from 'fastify'
+import Fastify, {
+  type FastifyInstance, type FastifyReply, type FastifyRequest, type FastifyServerOptions
+} from 'fastify'
 import t, { type Test } from 'tap'
-import idempotency, { MemoryStore, type StoreClaim, type FastifyIdempotencyOptions, type IdempotencyStore } from '../lib/index.ts'
+import idempotency, {
+  MemoryStore, type StoreClaim, type FastifyIdempotencyOptions, type IdempotencyStore
+} from '../lib/index.ts'
 import { idOf } from '../lib/protocol/fingerprint.ts'
 import { gate, MODES, send, stopRedis, storeOptions, until, type Gate, type Mode } from './fixtures/app.ts'
 import { cutting, head } from './fixtures/cut.ts'
@@ -47,26 +51,125 @@ const never = async (stop: Stop): Promise<never> => {
 
 /** The client has left when `app.close()` is called; handlers that wait for `go` go on after it. */
 const LEFT: Row[] = [
-  { name: 'a handler that ends', handler: async stop => { await entered(stop); return 'ok' }, left: 0, state: 'completed' },
-  { name: 'a handler that ends with nothing', handler: async (stop, _request, reply) => { reply.code(204); await entered(stop) }, left: 0, state: 'completed' },
-  { name: 'a handler that fails', handler: async stop => { await entered(stop); throw new Error('failed') }, left: 0, state: 'freed' },
-  { name: 'a callback handler that replies', handler: (stop, _request, reply) => { entered(stop).then(() => reply.send('ok'), () => {}) }, left: 0, state: 'completed' },
-  { name: 'a reply that somebody else sends', handler: async (stop, _request, reply) => { entered(stop).then(() => reply.send('ok'), () => {}); return reply }, left: 0, state: 'completed' },
-  { name: 'a reply that nobody sends', handler: async (stop, _request, reply) => { stop.entered.open(); await new Promise(resolve => setImmediate(resolve)); return reply }, options: { lease: 300 }, left: 0, state: 'completed' },
-  { name: 'a stream', handler: async stop => Readable.from((async function * () { yield 'a'; await entered(stop); yield 'b' })()), left: 0, state: 'completed' },
-  { name: 'a hijacked reply that ends', handler: async (stop, _request, reply) => { reply.hijack(); await entered(stop); reply.raw.end('ok') }, left: 0, state: 'completed' },
-  { name: 'a raw reply that ends', handler: (stop, _request, reply) => { entered(stop).then(() => reply.raw.end('ok'), () => {}) }, options: { lease: 300 }, left: 0, state: 'completed' },
+  {
+    name: 'a handler that ends',
+    handler: async stop => {
+      await entered(stop)
+      return 'ok'
+    },
+    left: 0,
+    state: 'completed'
+  },
+  {
+    name: 'a handler that ends with nothing',
+    handler: async (stop, _request, reply) => {
+      reply.code(204)
+      await entered(stop)
+    },
+    left: 0,
+    state: 'completed'
+  },
+  {
+    name: 'a handler that fails',
+    handler: async stop => {
+      await entered(stop)
+      throw new Error('failed')
+    },
+    left: 0,
+    state: 'freed'
+  },
+  {
+    name: 'a callback handler that replies',
+    handler: (stop, _request, reply) => {
+      entered(stop).then(() => reply.send('ok'), () => {})
+    },
+    left: 0,
+    state: 'completed'
+  },
+  {
+    name: 'a reply that somebody else sends',
+    handler: async (stop, _request, reply) => {
+      entered(stop).then(() => reply.send('ok'), () => {})
+      return reply
+    },
+    left: 0,
+    state: 'completed'
+  },
+  {
+    name: 'a reply that nobody sends',
+    handler: async (stop, _request, reply) => {
+      stop.entered.open()
+      await new Promise(resolve => setImmediate(resolve))
+      return reply
+    },
+    options: { lease: 300 },
+    left: 0,
+    state: 'completed'
+  },
+  {
+    name: 'a stream',
+    handler: async stop => Readable.from((
+      async function * () { yield 'a'; await entered(stop); yield 'b' }
+    )()),
+    left: 0,
+    state: 'completed'
+  },
+  {
+    name: 'a hijacked reply that ends',
+    handler: async (stop, _request, reply) => {
+      reply.hijack()
+      await entered(stop)
+      reply.raw.end('ok')
+    },
+    left: 0,
+    state: 'completed'
+  },
+  {
+    name: 'a raw reply that ends',
+    handler: (stop, _request, reply) => {
+      entered(stop).then(() => reply.raw.end('ok'), () => {})
+    },
+    options: { lease: 300 },
+    left: 0,
+    state: 'completed'
+  },
   { name: 'a handler that never ends', handler: never, left: 1, state: 'held' },
-  { name: 'a callback handler that never replies', handler: stop => { never(stop).catch(() => {}) }, left: 1, state: 'held' },
-  // Whether a hijacked handler is asynchronous is not known there: done, with its response unknown, it does not run again.
-  { name: 'a hijacked handler that never ends', handler: async (stop, _request, reply) => { reply.hijack(); return await never(stop) }, left: 1, state: 'held', early: { left: 0, state: 'completed' } },
-  { name: 'a stream whose source never ends', handler: async stop => Readable.from((async function * () { yield 'a'; await never(stop) })()), left: 1, state: 'held' }
+  {
+    name: 'a callback handler that never replies',
+    handler: stop => {
+      never(stop).catch(() => {})
+    },
+    left: 1,
+    state: 'held'
+  },
+  // Whether a hijacked handler is asynchronous is not known there: done, with its response unknown, it does not run
+  // again.
+  {
+    name: 'a hijacked handler that never ends',
+    handler: async (stop, _request, reply) => {
+      reply.hijack()
+      return await never(stop)
+    },
+    left: 1,
+    state: 'held',
+    early: { left: 0, state: 'completed' }
+  },
+  {
+    name: 'a stream whose source never ends',
+    handler: async stop => Readable.from(
+      (async function * () { yield 'a'; await never(stop) })()
+    ),
+    left: 1,
+    state: 'held'
+  }
 ]
 
 interface Played { app: FastifyInstance, socket: Socket, stop: Stop, lines: Line[], key: string }
 
 /** Starts an app with the row's route, whose request has come to its handler. */
-async function play (t: Test, { handler }: Pick<Row, 'handler'>, register: (app: FastifyInstance, routes: () => void) => unknown, fastify: FastifyServerOptions = {}): Promise<Played> {
+async function play (t: Test, { handler }: Pick<Row, 'handler'>, register: (
+  app: FastifyInstance, routes: () => void
+) => unknown, fastify: FastifyServerOptions = {}): Promise<Played> {
   const stop = { entered: gate(), go: gate() }
   const { lines, fastify: logging } = logged()
   const app = Fastify({ ...logging, ...fastify })
@@ -80,7 +183,9 @@ async function play (t: Test, { handler }: Pick<Row, 'handler'>, register: (app:
   return { app, socket, stop, lines, key: 'k' }
 }
 
-function withPlugin (mode: Mode, all: FastifyIdempotencyOptions): (app: FastifyInstance, routes: () => void) => Promise<void> {
+function withPlugin (mode: Mode, all: FastifyIdempotencyOptions): (
+  app: FastifyInstance, routes: () => void
+) => Promise<void> {
   return async (app, routes) => {
     if (mode.endsWith('first')) {
       app.register(idempotency, all)
@@ -94,7 +199,9 @@ function withPlugin (mode: Mode, all: FastifyIdempotencyOptions): (app: FastifyI
 
 async function leave (app: FastifyInstance, socket: Socket): Promise<void> {
   socket.destroy()
-  await until(async () => await new Promise(resolve => app.server.getConnections((_error, count) => resolve(count === 0))), 'the server has seen it')
+  await until(async () => await new Promise(
+    resolve => app.server.getConnections((_error, count) => resolve(count === 0))
+  ), 'the server has seen it')
 }
 
 const told = (lines: Line[]): Line[] => lines.filter(({ msg }) => msg.startsWith('app.close():'))
@@ -130,7 +237,9 @@ for (const { name, handler, options = {}, left: usual, state: usually, early } o
 
 for (const mode of MODES) {
   t.test(`G14: app.close() waits for a handler whose client waits, as Fastify does, whatever closeTimeout says (${mode})`, async t => {
-    const { app, stop, lines, socket } = await play(t, { handler: async stop => { await entered(stop); return 'ok' } }, withPlugin(mode, { ...await storeOptions(mode), closeTimeout: 1 }))
+    const { app, stop, lines, socket } = await play(t, {
+      handler: async stop => { await entered(stop); return 'ok' }
+    }, withPlugin(mode, { ...await storeOptions(mode), closeTimeout: 1 }))
     const closed = app.close()
     const answer = once(socket, 'data')
     await new Promise(resolve => setTimeout(resolve, 20))

@@ -5,7 +5,10 @@ import { gate, redisServer, start, stopRedis, until, type Answer } from './fixtu
 import { listen } from './fixtures/faulty.ts'
 import { startProxy, type Proxy } from './fixtures/proxy.ts'
 
-/** What becomes of a key when the connection to Redis is lost with a step of the store under way: with its request, or with its reply. */
+/**
+ * What becomes of a key when the connection to Redis is lost with a step of the store under way: with its request, or
+ * with its reply.
+ */
 
 t.teardown(stopRedis)
 
@@ -15,7 +18,10 @@ interface Cell {
   lost: Exclude<Proxy['lose'], undefined>
   /** The attempts, as the handler saw them. */
   executions: number[]
-  /** To the first client | to a retry: at once, but once the key is settled where that happens in the background | to another. */
+  /**
+   * To the first client | to a retry: at once, but once the key is settled where that happens in the background | to
+   * another.
+   */
   answers: string[]
   /** What the operator is told. */
   events: string[]
@@ -44,7 +50,9 @@ const MATRIX: Cell[] = [
   { fault: 'gives up', step: 'renew', lost: 'replies', executions: [1], answers: KEPT, events: ['store-error'] },
   { fault: 'gives up', step: 'complete', lost: 'requests', executions: [1], answers: KEPT, events: ['store-error'] },
   { fault: 'gives up', step: 'complete', lost: 'replies', executions: [1], answers: KEPT, events: ['store-error'] },
-  { fault: 'gives up', step: 'release', lost: 'requests', executions: [1, 2], answers: FAILED, events: ['store-error'] },
+  {
+    fault: 'gives up', step: 'release', lost: 'requests', executions: [1, 2], answers: FAILED, events: ['store-error']
+  },
   { fault: 'gives up', step: 'release', lost: 'replies', executions: [1, 2], answers: FAILED, events: ['store-error'] }
 ]
 
@@ -59,7 +67,9 @@ const LEASE = 3_000
 async function setUp (t: Test, fault: Cell['fault'], failing: boolean) {
   const proxy = await startProxy((await redisServer()).port)
   t.teardown(proxy.stop)
-  const client = new Redis(proxy.port, '127.0.0.1', { retryStrategy: () => 50, ...CLIENTS[fault] }).on('error', () => {})
+  const client = new Redis(
+    proxy.port, '127.0.0.1', { retryStrategy: () => 50, ...CLIENTS[fault] }
+  ).on('error', () => {})
   t.teardown(() => client.disconnect())
   const executions: number[] = []
   const entered = gate()
@@ -74,7 +84,9 @@ async function setUp (t: Test, fault: Cell['fault'], failing: boolean) {
         await finish.promise
         return await reply.code(failing && attempt === 1 ? 500 : 200).send({ id: randomUUID(), attempt })
       })
-      app.post('/status/:code', async (request, reply) => await reply.code(Number((request.params as { code: string }).code)).send())
+      app.post('/status/:code', async (request, reply) => await reply.code(
+        Number((request.params as { code: string }).code)
+      ).send())
     }
   })
   // Redis knows the scripts from then on: each step is one request and one reply.
@@ -94,7 +106,9 @@ for (const { fault, step, lost, executions, answers, events } of MATRIX) {
     const { proxy, app, post, executions: ran, entered, finish } = await setUp(t, fault, step === 'release')
     const told = (['store-error', 'lease-lost'] as const).map(name => ({ name, events: listen(t, name) }))
     /** Fails while there is no connection. */
-    const state = async (): Promise<string | undefined> => await app.idempotency.inspect({ key: 'k' }).then(found => found?.state, () => 'unknown')
+    const state = async (): Promise<string | undefined> => await app.idempotency.inspect({ key: 'k' }).then(
+      found => found?.state, () => 'unknown'
+    )
 
     let first
     if (step !== 'claim') {
@@ -113,7 +127,11 @@ for (const { fault, step, lost, executions, answers, events } of MATRIX) {
     finish.open()
 
     const all = [await first]
-    if (fault === 'gives up' && step !== 'claim') await until(async () => /freed|completed/.test(String(await state())), 'the outcome is in the store')
+    if (fault === 'gives up' && step !== 'claim') {
+      await until(
+        async () => /freed|completed/.test(String(await state())), 'the outcome is in the store'
+      )
+    }
     all.push(await post('k', '{}'), await post('k', '{}'))
     t.same(all.map(describe), answers, 'answers')
     t.same(ran, executions, 'executions')

@@ -18,7 +18,9 @@ const turn = async (): Promise<void> => await new Promise(resolve => setImmediat
 
 const KINDS = {
   plain: async () => new Redis((await redisServer()).port, { lazyConnect: true }),
-  TLS: async (t: Test) => new Redis(await startTls(t, (await redisServer()).port), { lazyConnect: true, tls: { rejectUnauthorized: false } })
+  TLS: async (t: Test) => new Redis(
+    await startTls(t, (await redisServer()).port), { lazyConnect: true, tls: { rejectUnauthorized: false } }
+  )
 }
 
 interface Users { client: Redis, socket: Socket, store: RedisStore, writes: Buffer[], prefix: string }
@@ -64,7 +66,11 @@ for (const kind of Object.keys(KINDS) as Array<keyof typeof KINDS>) {
   t.test(`G15: other users of the client keep their order, their transactions and their corks (${kind})`, async t => {
     const { client, socket, store, prefix } = await users(t, kind)
     const key = `${prefix}k`
-    const answers = [client.set(`${prefix}a`, 1), store.claim(key, claim), client.exists(key), client.multi().incr(`${prefix}a`).get(`${prefix}a`).exec(), store.release(key, token, 60_000, true), client.incr(`${prefix}a`)]
+    const answers = [
+      client.set(`${prefix}a`, 1), store.claim(key, claim), client.exists(key),
+      client.multi().incr(`${prefix}a`).get(`${prefix}a`).exec(), store.release(key, token, 60_000, true),
+      client.incr(`${prefix}a`)
+    ]
     socket.cork()
     await turn()
     t.equal(socket.writableCorked, 1, 'what another has corked stays corked')

@@ -13,12 +13,18 @@ const OUTCOME: fc.Arbitrary<StoreOutcome> = fc.record({
   fingerprint: fc.string({ unit: fc.constantFrom(...'abcXYZ019-_.+') }),
   status: fc.integer({ min: 100, max: 599 }),
   replayable: fc.boolean(),
-  headers: fc.uniqueArray(fc.tuple(LATIN1, fc.oneof(LATIN1, fc.array(LATIN1, { minLength: 2, maxLength: 4 }))), { selector: ([name]) => name, maxLength: 5 }),
-  body: fc.oneof(fc.string({ unit: 'grapheme', maxLength: 300 }), fc.uint8Array({ maxLength: 300 }).map(bytes => Buffer.from(bytes)))
+  headers: fc.uniqueArray(fc.tuple(LATIN1, fc.oneof(LATIN1, fc.array(LATIN1, { minLength: 2, maxLength: 4 }))), {
+    selector: ([name]) => name, maxLength: 5
+  }),
+  body: fc.oneof(
+    fc.string({ unit: 'grapheme', maxLength: 300 }), fc.uint8Array({ maxLength: 300 }).map(bytes => Buffer.from(bytes))
+  )
 }).map(outcome => ({ ...outcome, text: typeof outcome.body === 'string' }))
 
 /** The outcome with its body as bytes, to be compared. */
-const plain = ({ body, ...rest }: StoreOutcome): unknown => ({ ...rest, body: Buffer.from(body as string).toString('latin1') })
+const plain = (
+  { body, ...rest }: StoreOutcome
+): unknown => ({ ...rest, body: Buffer.from(body as string).toString('latin1') })
 
 /** What a record gives; `undefined` where it is told to be unreadable. */
 function decoded (record: Buffer): StoreOutcome | undefined {
@@ -38,7 +44,9 @@ t.test('G13: any name, value and body comes back as it was, line breaks and NULs
 })
 
 t.test('G13: a part of a longer piece of bytes is read as if it stood alone', async t => {
-  fc.assert(fc.property(OUTCOME, fc.uint8Array({ maxLength: 20 }), fc.uint8Array({ maxLength: 20 }), (outcome, before, after) => {
+  fc.assert(fc.property(OUTCOME, fc.uint8Array({ maxLength: 20 }), fc.uint8Array({ maxLength: 20 }), (
+    outcome, before, after
+  ) => {
     const record = encodeOutcome(outcome)
     const all = Buffer.concat([before, record, after])
     t.strictSame(plain(decodeOutcome(all, before.length, before.length + record.length)), plain(outcome))
@@ -57,7 +65,9 @@ t.test('G10: a record that ends before its body is unreadable, wherever it ends'
 
 t.test('G10: a record that was altered is unreadable, or an outcome that can be judged: a status, texts, and a body', async () => {
   const isText = (value: unknown): boolean => typeof value === 'string'
-  fc.assert(fc.property(OUTCOME, fc.array(fc.tuple(fc.nat(), fc.integer({ min: 1, max: 255 })), { minLength: 1, maxLength: 3 }), fc.boolean(), (outcome, changes, headOnly) => {
+  fc.assert(fc.property(OUTCOME, fc.array(fc.tuple(fc.nat(), fc.integer({ min: 1, max: 255 })), {
+    minLength: 1, maxLength: 3
+  }), fc.boolean(), (outcome, changes, headOnly) => {
     const record = encodeOutcome(outcome)
     for (const [at, by] of changes) {
       const place = at % (headOnly ? 11 : record.length)
@@ -72,9 +82,16 @@ t.test('G10: a record that was altered is unreadable, or an outcome that can be 
 })
 
 t.test('G10: what is not quite a number in a record is damage', async t => {
-  const record = String(encodeOutcome({ fingerprint: 'f', status: 200, replayable: true, headers: [], body: 'x', text: true }))
+  const record = String(
+    encodeOutcome({ fingerprint: 'f', status: 200, replayable: true, headers: [], body: 'x', text: true })
+  )
   t.equal(record, '132000000031:fx')
-  for (const damaged of ['139e90000031:fx', '13+990000031:fx', '13 200000031:fx', '13200 000031:fx', '13200+000031:fx', '1320000003g1:fx', '13200000.031:fx']) {
+  for (
+    const damaged of [
+      '139e90000031:fx', '13+990000031:fx', '13 200000031:fx', '13200 000031:fx', '13200+000031:fx', '1320000003g1:fx',
+      '13200000.031:fx'
+    ]
+  ) {
     t.throws(() => decodeOutcome(Buffer.from(damaged)), UnreadableRecordError, damaged)
   }
 })

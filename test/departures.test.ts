@@ -42,7 +42,11 @@ for (const mode of MODES) {
       let runs = 0
       const stop = new Stop()
       const served = await start(t, mode, {
-        routes: app => app.post('/', { [stage]: async (_request: FastifyRequest, reply: FastifyReply) => { if (!stop.entered.opened) await stop.here(reply.raw) } }, async request => ({ runs: ++runs, attempt: request.idempotency?.attempt }))
+        routes: app => app.post('/', {
+          [stage]: async (_request: FastifyRequest, reply: FastifyReply) => {
+            if (!stop.entered.opened) await stop.here(reply.raw)
+          }
+        }, async request => ({ runs: ++runs, attempt: request.idempotency?.attempt }))
       })
       await stop.cut(await cutting(served.port, head('/', 'k', JSON_BODY) + '{}'))
       t.match((await served.post('k', '{}')).json(), { code: 'idempotency_in_progress' })
@@ -58,9 +62,13 @@ for (const mode of MODES) {
     const stop = new Stop()
     const served = await start(t, mode, {
       before: app => { app.addContentTypeParser('text/stream', (_request, payload, done) => done(null, payload)) },
-      routes: app => app.post('/', { preHandler: async (_request, reply) => { if (!stop.entered.opened) await stop.here(reply.raw) } }, async () => ({ runs: ++runs }))
+      routes: app => app.post('/', {
+        preHandler: async (_request, reply) => { if (!stop.entered.opened) await stop.here(reply.raw) }
+      }, async () => ({ runs: ++runs }))
     })
-    await stop.cut(await cutting(served.port, head('/', 'k', 'Content-Type: text/stream\r\nContent-Length: 100\r\n') + 'half'))
+    await stop.cut(
+      await cutting(served.port, head('/', 'k', 'Content-Type: text/stream\r\nContent-Length: 100\r\n') + 'half')
+    )
     await until(async () => await stateOf(served, 'k') === 'freed', 'the key is free')
     stop.go.open()
     await new Promise(resolve => setImmediate(resolve))
@@ -76,9 +84,13 @@ for (const mode of MODES) {
     const served = await start(t, mode, {
       options: { lease: 300 },
       routes: app => {
-        app.post('/hijack', (_request, reply) => { here('/hijack', reply).then(() => { reply.hijack(); reply.raw.end('done') }, () => {}) })
+        app.post('/hijack', (_request, reply) => {
+          here('/hijack', reply).then(() => { reply.hijack(); reply.raw.end('done') }, () => {})
+        })
         app.post('/raw', (_request, reply) => { here('/raw', reply).then(() => { reply.raw.end('done') }, () => {}) })
-        app.post('/in-a-hook', { preHandler: async (_request, reply) => { await here('/in-a-hook', reply); reply.hijack() } }, async () => 'never')
+        app.post('/in-a-hook', {
+          preHandler: async (_request, reply) => { await here('/in-a-hook', reply); reply.hijack() }
+        }, async () => 'never')
       }
     })
     for (const path of ['/hijack', '/raw', '/in-a-hook']) {
@@ -96,8 +108,12 @@ for (const mode of MODES) {
     let runs = 0
     const served = await start(t, mode, {
       routes: app => {
-        app.post('/', { preHandler: (_request, reply) => { runs++; reply.hijack(); reply.raw.writeHead(201); reply.raw.end('made') } }, async () => 'never')
-        app.post('/fails', { preHandler: (_request, reply) => { runs++; reply.hijack(); reply.raw.writeHead(503); reply.raw.end('busy') } }, async () => 'never')
+        app.post('/', {
+          preHandler: (_request, reply) => { runs++; reply.hijack(); reply.raw.writeHead(201); reply.raw.end('made') }
+        }, async () => 'never')
+        app.post('/fails', {
+          preHandler: (_request, reply) => { runs++; reply.hijack(); reply.raw.writeHead(503); reply.raw.end('busy') }
+        }, async () => 'never')
       }
     })
     t.equal((await served.post('k', '{}')).text, 'made')
@@ -112,10 +128,23 @@ for (const mode of MODES) {
     const stops = new Map<string, Stop>()
     const served = await start(t, mode, {
       routes: app => {
-        app.post('/keep', (request, reply) => { request.idempotency?.keep(); reply.hijack(); reply.raw.writeHead(500); reply.raw.end() })
+        app.post('/keep', (request, reply) => {
+          request.idempotency?.keep()
+          reply.hijack()
+          reply.raw.writeHead(500)
+          reply.raw.end()
+        })
         app.post('/release', (request, reply) => { request.idempotency?.release(); reply.hijack(); reply.raw.end() })
-        app.post('/keep-empty', async (request, reply) => { request.idempotency?.keep(); reply.code(500); await stops.get('/keep-empty')?.here(reply.raw) })
-        app.post('/release-empty', async (request, reply) => { request.idempotency?.release(); reply.code(204); await stops.get('/release-empty')?.here(reply.raw) })
+        app.post('/keep-empty', async (request, reply) => {
+          request.idempotency?.keep()
+          reply.code(500)
+          await stops.get('/keep-empty')?.here(reply.raw)
+        })
+        app.post('/release-empty', async (request, reply) => {
+          request.idempotency?.release()
+          reply.code(204)
+          await stops.get('/release-empty')?.here(reply.raw)
+        })
       }
     })
     for (const [path, state] of [['/keep', 'completed'], ['/release', 'freed']] as const) {
@@ -136,8 +165,14 @@ for (const mode of MODES) {
     const stop = new Stop()
     const served = await start(t, mode, {
       routes: app => {
-        app.post('/cacheable', { config: { idempotency: { cacheable: fails } } }, (_request, reply) => { reply.hijack(); reply.raw.end() })
-        app.post('/empty', { config: { idempotency: { replayHeaders: fails } } }, async (_request, reply) => { reply.code(204).header('x', 'y'); await stop.here(reply.raw) })
+        app.post('/cacheable', { config: { idempotency: { cacheable: fails } } }, (_request, reply) => {
+          reply.hijack()
+          reply.raw.end()
+        })
+        app.post('/empty', { config: { idempotency: { replayHeaders: fails } } }, async (_request, reply) => {
+          reply.code(204).header('x', 'y')
+          await stop.here(reply.raw)
+        })
       }
     })
     await served.post('c', '{}', { path: '/cacheable' })
@@ -156,9 +191,22 @@ for (const mode of STORES) {
     const here = async (path: string, { raw }: FastifyReply): Promise<void> => await stops.get(path)?.here(raw)
     const served = await start(t, mode, {
       routes: app => {
-        app.post('/value', async (_request, reply) => { reply.hijack(); await here('/value', reply); return 'a value that Fastify does not send' })
-        app.post('/fails', async (_request, reply) => { reply.hijack(); await here('/fails', reply); throw new Error('after the hijack') })
-        app.post('/status', async (_request, reply) => { reply.hijack(); await here('/status', reply); reply.raw.statusCode = 500; reply.raw.end('failed') })
+        app.post('/value', async (_request, reply) => {
+          reply.hijack()
+          await here('/value', reply)
+          return 'a value that Fastify does not send'
+        })
+        app.post('/fails', async (_request, reply) => {
+          reply.hijack()
+          await here('/fails', reply)
+          throw new Error('after the hijack')
+        })
+        app.post('/status', async (_request, reply) => {
+          reply.hijack()
+          await here('/status', reply)
+          reply.raw.statusCode = 500
+          reply.raw.end('failed')
+        })
       }
     })
     for (const [path, state] of [['/value', 'completed'], ['/fails', 'completed'], ['/status', 'freed']] as const) {
@@ -177,7 +225,11 @@ for (const mode of STORES) {
     const stop = new Stop()
     const app = Fastify({ http2: true })
     await app.register(idempotency, await storeOptions(mode))
-    app.post('/', { preHandler: async (_request, reply) => { if (!stop.entered.opened) await stop.here(reply.raw as unknown as http.ServerResponse) } }, async () => ({ runs: ++runs }))
+    app.post('/', {
+      preHandler: async (_request, reply) => {
+        if (!stop.entered.opened) await stop.here(reply.raw as unknown as http.ServerResponse)
+      }
+    }, async () => ({ runs: ++runs }))
     await app.listen({ port: 0, host: '127.0.0.1' })
     const session = http2.connect(`http://127.0.0.1:${(app.server.address() as AddressInfo).port}`)
     t.teardown(async () => { session.destroy(); await app.close() })

@@ -19,14 +19,18 @@ function headings (page: string): string[] {
 
 /** The anchors that a page has: its headings' as GitHub makes them, and its own. */
 function anchors (page: string): Set<string> {
-  const slugs = headings(page).map(heading => heading.toLowerCase().replace(/[^\p{L}\p{N} _-]/gu, '').replaceAll(' ', '-'))
+  const slugs = headings(page).map(
+    heading => heading.toLowerCase().replace(/[^\p{L}\p{N} _-]/gu, '').replaceAll(' ', '-')
+  )
   const own = [...textOf(page).matchAll(/<a id="([^"]+)"/g)].map(([, id]) => String(id))
   return new Set([...slugs, ...own])
 }
 
 function linksOf (page: string): string[] {
   const prose = textOf(page).replace(/^```.*?^```$/gms, '')
-  const links = [...prose.matchAll(/\]\(([^)\s]+)\)|(?:src|srcset)="([^"]+)"/g)].map(([, link, source]) => String(link ?? source))
+  const links = [...prose.matchAll(/\]\(([^)\s]+)\)|(?:src|srcset)="([^"]+)"/g)].map(
+    ([, link, source]) => String(link ?? source)
+  )
   return links.filter(link => !/^[a-z]+:/.test(link))
 }
 
@@ -36,8 +40,11 @@ t.test('no link leads nowhere', async t => {
       const [path = '', anchor] = link.split('#')
       const target = path === '' ? page : relative(root, join(root, dirname(page), path))
       t.doesNotThrow(() => readdirSync(join(root, dirname(target))), `${page}: ${link}`)
-      if (anchor === undefined) t.doesNotThrow(() => ts.sys.directoryExists(join(root, target)) || textOf(target), `${page}: ${link}`)
-      else t.ok(anchors(target).has(anchor), `${page}: ${link}`)
+      if (anchor === undefined) {
+        t.doesNotThrow(
+          () => ts.sys.directoryExists(join(root, target)) || textOf(target), `${page}: ${link}`
+        )
+      } else t.ok(anchors(target).has(anchor), `${page}: ${link}`)
     }
   }
 })
@@ -53,7 +60,9 @@ t.test('the README is one page', async t => {
 })
 
 /** The names that an interface, a type of texts or a module has, as the compiler sees them. */
-const program = ts.createProgram([`${root}lib/index.ts`, `${root}lib/openapi.ts`, `${root}lib/sql.ts`, `${root}lib/store-tests.ts`], ts.parseJsonConfigFileContent(
+const program = ts.createProgram([
+  `${root}lib/index.ts`, `${root}lib/openapi.ts`, `${root}lib/sql.ts`, `${root}lib/store-tests.ts`
+], ts.parseJsonConfigFileContent(
   ts.readConfigFile(`${root}tsconfig.json`, ts.sys.readFile).config, ts.sys, root).options)
 const checker = program.getTypeChecker()
 
@@ -75,7 +84,9 @@ t.test('every option has its heading', async t => {
 })
 
 t.test('every error code has its heading, and an anchor that keeps its underscores', async t => {
-  const codes = (typeOf('IdempotencyErrorCode') as ts.UnionType).types.map(type => String((type as ts.StringLiteralType).value))
+  const codes = (typeOf('IdempotencyErrorCode') as ts.UnionType).types.map(
+    type => String((type as ts.StringLiteralType).value)
+  )
   t.ok(codes.length >= 7)
   for (const code of codes) {
     t.ok(headings('docs/errors.md').includes(code), code)
@@ -86,6 +97,10 @@ t.test('every error code has its heading, and an anchor that keeps its underscor
 t.test('every export is on the page of the API', async t => {
   const text = headings('docs/api.md').join('\n') + textOf('docs/api.md')
   for (const file of ['lib/index.ts', 'lib/openapi.ts', 'lib/sql.ts', 'lib/store-tests.ts']) {
-    for (const { name } of exportsOf(file).filter(({ name }) => name !== 'default')) t.ok(text.includes(name), `${file}: ${name}`)
+    for (const { name } of exportsOf(file).filter(({ name }) => name !== 'default')) {
+      t.ok(
+        text.includes(name), `${file}: ${name}`
+      )
+    }
   }
 })

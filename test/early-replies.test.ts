@@ -14,16 +14,31 @@ import { faulty, listen } from './fixtures/faulty.ts'
 t.teardown(stopRedis)
 
 const type = 'application/octet-stream'
-const streams = (app: FastifyInstance): void => { app.addContentTypeParser(type, (_request, payload, done) => done(null, payload)) }
+const streams = (app: FastifyInstance): void => {
+  app.addContentTypeParser(type, (_request, payload, done) => done(null, payload))
+}
 const bodyOf = ({ body }: FastifyRequest): NodeJS.ReadableStream => body as NodeJS.ReadableStream
 
 interface Upload { request: http.ClientRequest, answer: Promise<Answer> }
 
 function upload (port: number, path: string, length: number): Upload {
-  const request = http.request({ port, host: '127.0.0.1', method: 'POST', path, headers: { 'idempotency-key': path, 'content-type': type, 'content-length': length } })
+  const request = http.request({
+    port,
+    host: '127.0.0.1',
+    method: 'POST',
+    path,
+    headers: {
+      'idempotency-key': path, 'content-type': type, 'content-length': length
+    }
+  })
   request.on('error', () => {})
   request.flushHeaders()
-  return { request, answer: once(request, 'response').then(async ([response]) => await receive(response as http.IncomingMessage)) }
+  return {
+    request,
+    answer: once(request, 'response').then(
+      async ([response]) => await receive(response as http.IncomingMessage)
+    )
+  }
 }
 
 for (const mode of MODES) {
@@ -35,7 +50,9 @@ for (const mode of MODES) {
         app.post('/twice', (_request, reply) => {
           reply.code(202).header('x-mark', 'first').send('accepted')
           replied.open()
-          again.promise.then(() => reply.code(404).header('x-mark', 'second').header('x-more', 'second').send('late'), () => {})
+          again.promise.then(
+            () => reply.code(404).header('x-mark', 'second').header('x-more', 'second').send('late'), () => {}
+          )
         })
       }
     })
@@ -48,7 +65,11 @@ for (const mode of MODES) {
     const answer = await first.answer
     const retry = upload(port, '/twice', 8)
     retry.request.end('halfmore')
-    for (const { status, text, headers } of [answer, await retry.answer]) t.same([status, text, headers['x-mark'], headers['x-more']], [202, 'accepted', 'first', undefined])
+    for (const { status, text, headers } of [answer, await retry.answer]) {
+      t.same(
+        [status, text, headers['x-mark'], headers['x-more']], [202, 'accepted', 'first', undefined]
+      )
+    }
     t.equal((await retry.answer).replayed, true)
   })
 
@@ -136,7 +157,9 @@ t.test('G6, G14: beyond 16 MiB a reader sets the pace, and one that has stopped 
   const length = 24 * 1_048_576
   const slow = upload(port, '/slow', length)
   slow.request.end(Buffer.alloc(length))
-  const turn = async (times: number): Promise<void> => { for (let i = 0; i < times; i++) await new Promise(resolve => setImmediate(resolve)) }
+  const turn = async (times: number): Promise<void> => {
+    for (let i = 0; i < times; i++) await new Promise(resolve => setImmediate(resolve))
+  }
   await turn(500)
   mock.timers.tick(9_000)
   release.open()
@@ -185,7 +208,9 @@ for (const mode of MODES) {
     await renewed.promise
     t.same(events, [])
     raw.request.end('more')
-    await until(async () => (await app.idempotency.inspect({ key: '/' }))?.state === 'completed', 'the end of the upload')
+    await until(
+      async () => (await app.idempotency.inspect({ key: '/' }))?.state === 'completed', 'the end of the upload'
+    )
     await new Promise(resolve => setTimeout(resolve, 50))
     t.equal(events.length, 1)
   })
@@ -194,7 +219,11 @@ for (const mode of MODES) {
 for (const mode of STORES) {
   t.test(`G4, G13: a failure may stream the request's own body (${mode})`, async t => {
     const { port } = await start(t, mode, {
-      ...(mode === 'memory' ? { options: { store: faulty({ release: async () => await new Promise(resolve => setImmediate(resolve)) }) } } : {}),
+      ...(mode === 'memory'
+        ? {
+            options: { store: faulty({ release: async () => await new Promise(resolve => setImmediate(resolve)) }) }
+          }
+        : {}),
       before: streams,
       routes: app => app.post('/', (request, reply) => { reply.code(503).send(request.body) })
     })

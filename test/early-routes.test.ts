@@ -9,7 +9,9 @@ interface Line { level: number, msg: string, routes?: string[] }
 const handler = async (): Promise<string> => 'ok'
 
 /** An app whose routes are there before the plugin is loaded. */
-async function early (t: Test, routes: (app: FastifyInstance) => void, options: FastifyIdempotencyOptions = {}): Promise<{ app: FastifyInstance, said: Line[] }> {
+async function early (
+  t: Test, routes: (app: FastifyInstance) => void, options: FastifyIdempotencyOptions = {}
+): Promise<{ app: FastifyInstance, said: Line[] }> {
   const lines: Line[] = []
   const app = Fastify({ logger: { stream: { write (line: string) { lines.push(JSON.parse(line) as Line) } } } })
   app.addHttpMethod('MKCOL', { hasBody: true })
@@ -26,8 +28,12 @@ function hasHooks (app: FastifyInstance): boolean {
   return app.printRoutes({ method: 'GET', includeHooks: true }).includes('preParsing')
 }
 
-const postTo = async (app: FastifyInstance, url: string, method: 'POST' | 'PUT' = 'POST', key = 'k'): Promise<boolean> => {
-  const { headers } = await app.inject({ method, url, headers: { 'idempotency-key': key, host: 'a.example' }, payload: {} })
+const postTo = async (
+  app: FastifyInstance, url: string, method: 'POST' | 'PUT' = 'POST', key = 'k'
+): Promise<boolean> => {
+  const { headers } = await app.inject(
+    { method, url, headers: { 'idempotency-key': key, host: 'a.example' }, payload: {} }
+  )
   return headers['idempotent-replayed'] === 'true'
 }
 
@@ -65,7 +71,9 @@ t.test('G12: earlier routes are served, and one line at start-up names them', as
     'POST /files/*', 'POST /é/x', 'POST /hosts', 'PATCH /users/:id'
   ]))
   t.ok(hasHooks(app))
-  for (const url of ['/', '/users', '/users/1', '/users/1/pay', '/users/1/pay/5', '/files/a/b', '/%C3%A9/x', '/hosts']) {
+  for (
+    const url of ['/', '/users', '/users/1', '/users/1/pay', '/users/1/pay/5', '/files/a/b', '/%C3%A9/x', '/hosts']
+  ) {
     t.same([await postTo(app, url, 'POST', url), await postTo(app, url, 'POST', url)], [false, true], url)
   }
 })

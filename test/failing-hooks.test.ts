@@ -6,7 +6,9 @@ import t, { type Test } from 'tap'
 import { headersOf, lines, MODES, start, storeOptions, stopRedis, STORES, type Mode } from './fixtures/app.ts'
 import { startHttp2 } from './fixtures/http2.ts'
 
-/** What hooks of the application's own do to replays: one that fails does not keep the kept response from its client. */
+/**
+ * What hooks of the application's own do to replays: one that fails does not keep the kept response from its client.
+ */
 
 t.teardown(stopRedis)
 
@@ -14,10 +16,14 @@ type Hook = (request: FastifyRequest, reply: FastifyReply, payload: unknown) => 
 
 /** Ways in which an onSend hook can fail that was made for what the handler returns. */
 const FAILING: Record<string, Hook> = {
-  'reads the payload as the handler made it': (_request, _reply, payload) => JSON.parse(JSON.parse(String(payload)).text as string),
+  'reads the payload as the handler made it': (_request, _reply, payload) => JSON.parse(
+    JSON.parse(String(payload)).text as string
+  ),
   'throws an Error': () => { throw new Error('on purpose') },
   'throws what is no Error': () => { throw 'on purpose' }, // eslint-disable-line no-throw-literal
-  'rejects with a status of a failure': async () => { throw Object.assign(new Error('on purpose'), { statusCode: 503 }) },
+  'rejects with a status of a failure': async () => {
+    throw Object.assign(new Error('on purpose'), { statusCode: 503 })
+  },
   'gives what cannot be sent': () => 5
 }
 
@@ -39,7 +45,9 @@ const pathOf = (name: string): string => `/${name.replaceAll(' ', '-')}`
 interface State { failing: Hook | undefined }
 
 function routes (app: FastifyInstance, where: 'before' | 'after', state: State): void {
-  const hook = async (request: FastifyRequest, reply: FastifyReply, payload: unknown): Promise<unknown> => await (state.failing?.(request, reply, payload) ?? payload)
+  const hook = async (
+    request: FastifyRequest, reply: FastifyReply, payload: unknown
+  ): Promise<unknown> => await (state.failing?.(request, reply, payload) ?? payload)
   const own = where === 'before' ? { onSend: hook } : {}
   if (where === 'after') app.addHook('onRoute', route => { route.onSend = [route.onSend ?? []].flat().concat(hook) })
   for (const [name, send] of Object.entries(PAYLOADS)) app.post(pathOf(name), own, (_request, reply) => { send(reply) })
@@ -48,7 +56,12 @@ function routes (app: FastifyInstance, where: 'before' | 'after', state: State):
 /** The log's lines at level error. */
 function errorLog (): { logger: object, errors: Array<{ msg: string, idempotencyId?: string }> } {
   const errors: Array<{ msg: string }> = []
-  return { logger: { level: 'error', stream: { write: (line: string) => { errors.push(JSON.parse(line) as { msg: string }) } } }, errors }
+  return {
+    logger: {
+      level: 'error', stream: { write: (line: string) => { errors.push(JSON.parse(line) as { msg: string }) } }
+    },
+    errors
+  }
 }
 
 for (const mode of MODES) {
@@ -69,7 +82,9 @@ for (const mode of MODES) {
           t.match(retry, { status: first.status, text: first.text, replayed: true }, `${name}, ${how}`)
           t.same(lines(retry), lines(first), `${name}, ${how}: the header`)
           // What a hook before the plugin's gives does not matter, nor what a 204 would have had.
-          const passes = how === 'gives what cannot be sent' && (name === '204' || (where === 'before' && !mode.endsWith('first')))
+          const passes = how === 'gives what cannot be sent' && (
+            name === '204' || (where === 'before' && !mode.endsWith('first'))
+          )
           const told = errors.filter(({ msg }) => msg.startsWith('idempotency: an onSend hook has failed'))
           t.equal(told.length, passes ? 0 : 1, `${name}, ${how}: the log`)
         }
@@ -100,9 +115,18 @@ for (const mode of MODES) {
     for (const where of ['before', 'after'] as const) {
       const { post } = await start(t, mode, {
         routes: app => {
-          const hook = async (): Promise<void> => { if (refuses) throw Object.assign(new Error('not you'), { statusCode: 403 }) }
-          if (where === 'after') app.addHook('onRoute', route => { route.onSend = [route.onSend ?? []].flat().concat(hook) })
-          app.post('/', where === 'before' ? { onSend: hook } : {}, async (_request, reply) => await reply.code(201).header('x-kept', 'yes').send('secret'))
+          const hook = async (): Promise<void> => {
+            if (refuses) throw Object.assign(new Error('not you'), { statusCode: 403 })
+          }
+          if (where === 'after') {
+            app.addHook(
+              'onRoute', route => { route.onSend = [route.onSend ?? []].flat().concat(hook) }
+            )
+          }
+          app.post(
+            '/', where === 'before' ? { onSend: hook } : {},
+            async (_request, reply) => await reply.code(201).header('x-kept', 'yes').send('secret')
+          )
         }
       })
       refuses = false
@@ -123,7 +147,9 @@ for (const mode of MODES) {
       routes: async app => {
         if (!mode.endsWith('first')) await app.register(compress, { threshold: 0 })
         app.addHook('onRoute', route => {
-          route.onSend = [route.onSend ?? []].flat().concat(async (_request: unknown, reply: FastifyReply, payload: unknown) => {
+          route.onSend = [route.onSend ?? []].flat().concat(async (
+            _request: unknown, reply: FastifyReply, payload: unknown
+          ) => {
             if (!fails) return payload
             reply.header('content-range', 'bytes 0-1/2').header('x-broken', 'a\nb')
             throw new Error('on purpose')
@@ -137,7 +163,14 @@ for (const mode of MODES) {
     t.equal(first.headers['content-encoding'] === 'gzip' ? String(gunzipSync(first.body)) : first.text, '{"a":1}')
     fails = true
     const retry = await post('k', '{}', { headers })
-    t.match(retry, { status: 200, text: '{"a":1}', replayed: true, headers: { 'content-encoding': undefined, 'content-range': undefined, 'x-broken': undefined } })
+    t.match(retry, {
+      status: 200,
+      text: '{"a":1}',
+      replayed: true,
+      headers: {
+        'content-encoding': undefined, 'content-range': undefined, 'x-broken': undefined
+      }
+    })
   })
 }
 

@@ -11,8 +11,12 @@ t.teardown(stopRedis)
 const code = ({ status, text }: Answer): string => `${status} ${/"code":"(\w+)"/.exec(text)?.[1] ?? text}`
 const MISMATCH = '409 idempotency_key_mismatch'
 
-async function as ({ call }: TestApp, key: string, path: string, headers: http.OutgoingHttpHeaders, body = '{}'): Promise<Answer> {
-  return await call({ key, path, body, headers: { 'content-type': 'application/json', 'idempotency-key': key, ...headers } })
+async function as (
+  { call }: TestApp, key: string, path: string, headers: http.OutgoingHttpHeaders, body = '{}'
+): Promise<Answer> {
+  return await call(
+    { key, path, body, headers: { 'content-type': 'application/json', 'idempotency-key': key, ...headers } }
+  )
 }
 
 const constrained = (app: FastifyInstance): void => {
@@ -21,7 +25,9 @@ const constrained = (app: FastifyInstance): void => {
   for (const version of ['1.2.0', '2.0.0']) app.post('/version', { constraints: { version } }, async () => version)
 }
 
-const FINGERPRINTS: Array<[what: string, options: FastifyIdempotencyOptions]> = [['by default', {}], ['with a function', { fingerprint: () => 'same' }]]
+const FINGERPRINTS: Array<[what: string, options: FastifyIdempotencyOptions]> = [
+  ['by default', {}], ['with a function', { fingerprint: () => 'same' }]
+]
 
 for (const mode of MODES) {
   for (const [how, options] of FINGERPRINTS) {
@@ -36,12 +42,16 @@ for (const mode of MODES) {
       t.match(await as(app, 'v', '/version', { 'accept-version': '1.2.0' }), { text: '1.2.0', replayed: false })
       t.match(await as(app, 'v', '/version', { 'accept-version': '1.2.0' }), { text: '1.2.0', replayed: true })
       t.equal(code(await as(app, 'v', '/version', { 'accept-version': '2.0.0' })), MISMATCH, 'another version')
-      t.equal(code(await as(app, 'v', '/version', { 'accept-version': '1.x' })), MISMATCH, 'the same route, asked for otherwise')
+      t.equal(code(await as(app, 'v', '/version', {
+        'accept-version': '1.x'
+      })), MISMATCH, 'the same route, asked for otherwise')
     })
 
     t.test(`G11: the URL counts as it was sent, before rewriteUrl, ${how} (${mode})`, async t => {
       const rewriteUrl = ({ url = '' }: { url?: string | undefined }): string => url.replace(/^\/tenant-\w+/, '')
-      const app = await start(t, mode, { options, fastify: { rewriteUrl }, routes: app => app.post('/orders', async request => request.originalUrl) })
+      const app = await start(t, mode, {
+        options, fastify: { rewriteUrl }, routes: app => app.post('/orders', async request => request.originalUrl)
+      })
       t.match(await as(app, 'k', '/tenant-a/orders', {}), { text: '/tenant-a/orders', replayed: false })
       t.match(await as(app, 'k', '/tenant-a/orders', {}), { text: '/tenant-a/orders', replayed: true })
       const other = await as(app, 'k', '/tenant-b/orders', {})
@@ -52,9 +62,13 @@ for (const mode of MODES) {
 
   t.test(`a fingerprint function stands in the place of query and body, not of the path or the method (${mode})`, async t => {
     const app = await start(t, mode, {
-      options: { fingerprint: request => (request.body as { id?: string } | undefined)?.id ?? 'none', hook: 'preHandler' },
+      options: {
+        fingerprint: request => (request.body as { id?: string } | undefined)?.id ?? 'none', hook: 'preHandler'
+      },
       ...(mode.endsWith('first') ? { options: { fingerprint: () => 'none' } } : {}),
-      routes: app => app.route({ method: ['POST', 'PATCH'], url: '/orders/:id', handler: async request => (request.params as { id: string }).id })
+      routes: app => app.route({
+        method: ['POST', 'PATCH'], url: '/orders/:id', handler: async request => (request.params as { id: string }).id
+      })
     })
     t.match(await as(app, 'k', '/orders/1?a=1', {}), { text: '1', replayed: false })
     t.match(await as(app, 'k', '/orders/1?a=2', {}, '{"b":1}'), { text: '1', replayed: true }, 'another query and body')
@@ -69,14 +83,21 @@ for (const mode of MODES) {
       name: 'region',
       storage () {
         const handlers = new Map<string, unknown>()
-        return { get: (key: string) => handlers.get(key) ?? null, set: (key: string, value: unknown) => { handlers.set(key, value) } }
+        return {
+          get: (key: string) => handlers.get(key) ?? null,
+          set: (key: string, value: unknown) => {
+            handlers.set(key, value)
+          }
+        }
       },
       validate () {},
       deriveConstraint: (request: http.IncomingMessage) => request.headers['x-region']
     }
     const app = await start(t, mode, {
       fastify: { constraints: { region: constraint } as never },
-      routes: app => { for (const region of ['eu', 'us']) app.post('/', { constraints: { region } as never }, async () => region) }
+      routes: app => {
+        for (const region of ['eu', 'us']) app.post('/', { constraints: { region } as never }, async () => region)
+      }
     })
     if (mode.endsWith('first')) {
       // Nothing tells the plugin which of the two routes it is: it fails aloud rather than replay the other's response.
@@ -104,7 +125,10 @@ for (const mode of MODES) {
       { 'x-api-key': 'gateway' }
     ]
     // By the scope that SPEC names, so that an operator finds the key.
-    const scopes = [undefined, 'gateway', 'gateway\nx-api-key:a', 'gateway\nx-api-key:b', 'other\nx-api-key:a', 'x-api-key:a', 'a', 'x-api-key:a', 'x-api-key:gateway']
+    const scopes = [
+      undefined, 'gateway', 'gateway\nx-api-key:a', 'gateway\nx-api-key:b', 'other\nx-api-key:a', 'x-api-key:a', 'a',
+      'x-api-key:a', 'x-api-key:gateway'
+    ]
     const seen = new Map<string | undefined, string>()
     for (const [index, headers] of callers.entries()) {
       const scope = scopes[index]

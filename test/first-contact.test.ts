@@ -39,14 +39,18 @@ t.test('npm start says in one line what to do where the port is taken', async t 
   await once(taken, 'listening')
   const { port } = taken.address() as AddressInfo
   const { code, out, err } = await serve({ PORT: String(port) })
-  t.same([code, out, err], [1, '', `Port ${port} is taken: end what listens there, or choose another one: PORT=3001 npm start\n`])
+  t.same([code, out, err], [
+    1, '', `Port ${port} is taken: end what listens there, or choose another one: PORT=3001 npm start\n`
+  ])
   taken.close()
 })
 
 t.test('npm start says in one line what to do where PORT is no port', async t => {
   for (const PORT of ['http', '70000', '-1', '']) {
     const { code, out, err } = await serve({ PORT })
-    t.same([code, out, err], [1, '', `PORT is '${PORT}', which is no port: give a number up to 65535, such as PORT=3001 npm start\n`])
+    t.same([code, out, err], [
+      1, '', `PORT is '${PORT}', which is no port: give a number up to 65535, such as PORT=3001 npm start\n`
+    ])
   }
 })
 
@@ -59,7 +63,10 @@ t.test('npm start says in one line what to do where Redis cannot be reached', as
   for (const REDIS_URL of [`redis://127.0.0.1:${port}`, '/no/such/socket']) {
     const { code, out, err } = await serve({ PORT: '0', REDIS_URL })
     t.same([code, out], [1, ''])
-    t.match(err, /^The Redis of REDIS_URL cannot be reached \(connect E[A-Z]+ .*\): start it, or leave REDIS_URL out for the in-process store\n$/)
+    t.match(
+      err,
+      /^The Redis of REDIS_URL cannot be reached \(connect E[A-Z]+ .*\): start it, or leave REDIS_URL out for the in-process store\n$/
+    )
   }
 })
 
@@ -68,7 +75,10 @@ t.test('npm start says in one line what DATABASE_URL needs', async t => {
   const missing = await serve({ PORT: '0', DATABASE_URL })
   t.same([missing.code, missing.out], [1, ''])
   // The package is the application's own; here it is installed or not.
-  t.match(missing.err, /^(DATABASE_URL needs the package pg: npm install --no-save pg|The PostgreSQL of DATABASE_URL cannot be used .*)\n$/)
+  t.match(
+    missing.err,
+    /^(DATABASE_URL needs the package pg: npm install --no-save pg|The PostgreSQL of DATABASE_URL cannot be used .*)\n$/
+  )
   const both = await serve({ PORT: '0', DATABASE_URL, REDIS_URL: 'redis://127.0.0.1:1' })
   t.same([both.code, both.err], [1, 'REDIS_URL and DATABASE_URL are both set: keys live in one of them\n'])
 })
@@ -85,7 +95,9 @@ t.test('npm start ends on SIGTERM, with Redis and without', async t => {
 t.test('npm start itself ends on SIGTERM with its child processes, those of the playground too', async t => {
   const { PATH = '', HOME = '' } = process.env
   // Compiled above: without `prestart`.
-  const npm = spawn('npm', ['start', '--ignore-scripts'], { cwd: root, env: { PATH, HOME, PORT: '0' }, stdio: ['ignore', 'pipe', 'pipe'] })
+  const npm = spawn('npm', ['start', '--ignore-scripts'], {
+    cwd: root, env: { PATH, HOME, PORT: '0' }, stdio: ['ignore', 'pipe', 'pipe']
+  })
   let out = ''
   let url: string | undefined
   for await (const chunk of npm.stdout) {

@@ -20,7 +20,9 @@ t.test('G1: a request that was frozen for longer than its lease, after the claim
       return answer
     }
     let runs = 0
-    const { post } = await start(t, 'memory', { options: { store, lease: 120, keyPrefix: '' }, routes: app => app.post('/', async () => { runs++; return 'late' }) })
+    const { post } = await start(t, 'memory', {
+      options: { store, lease: 120, keyPrefix: '' }, routes: app => app.post('/', async () => { runs++; return 'late' })
+    })
     const frozen = post('k')
     await granted.promise
     const key = storeKey('', undefined, 'k')
@@ -37,10 +39,20 @@ for (const mode of STORES) {
   t.test(`attempt counts executions, and nothing that never ran (${mode})`, async t => {
     const { post, app } = await start(t, mode, {
       routes: app => {
-        app.post('/', { preHandler: async request => { if (request.headers['x-stop'] !== undefined) throw new Error('not today') } }, async (request, reply) => await reply.code(request.headers['x-fail'] === undefined ? 200 : 500).send({ attempt: request.idempotency?.attempt }))
+        app.post(
+          '/',
+          {
+            preHandler: async request => { if (request.headers['x-stop'] !== undefined) throw new Error('not today') }
+          },
+          async (request, reply) => await reply.code(request.headers['x-fail'] === undefined ? 200 : 500).send(
+            { attempt: request.idempotency?.attempt }
+          )
+        )
       }
     })
-    const attempt = async (name: string): Promise<unknown> => (await post('k', '{}', { headers: { 'content-type': 'application/json', 'idempotency-key': 'k', [name]: 'yes' } })).json()['attempt']
+    const attempt = async (name: string): Promise<unknown> => (
+      await post('k', '{}', { headers: { 'content-type': 'application/json', 'idempotency-key': 'k', [name]: 'yes' } })
+    ).json()['attempt']
     await attempt('x-stop')
     t.equal((await app.idempotency.inspect({ key: 'k' }))?.attempt, 0)
     t.equal(await attempt('x-fail'), 1)
@@ -53,7 +65,9 @@ for (const mode of STORES) {
   t.test(`a duplicate with another body is told mismatch at once by the process that runs the original (${mode})`, async t => {
     const finish = gate()
     const entered = gate()
-    const { post } = await start(t, mode, { routes: app => app.post('/', async () => { entered.open(); await finish.promise; return 'ok' }) })
+    const { post } = await start(
+      t, mode, { routes: app => app.post('/', async () => { entered.open(); await finish.promise; return 'ok' }) }
+    )
     const first = post('k', '{"a":1}')
     await entered.promise
     t.equal((await post('k', '{"a":2}')).json().code, 'idempotency_key_mismatch')
@@ -94,17 +108,31 @@ t.test('inFlight wait: in process a waiter is woken rather than polling, and its
   let claims = 0
   const { claim } = store
   store.claim = (...args) => { claims++; return claim.apply(store, args) }
-  const { post, port, app } = await start(t, 'memory', { options: { store, inFlight: { wait: 60_000 } }, routes: app => app.post('/', async () => { entered.open(); await finish.promise; return 'ok' }) })
+  const { post, port, app } = await start(t, 'memory', {
+    options: {
+      store, inFlight: { wait: 60_000 }
+    },
+    routes: app => app.post('/', async () => { entered.open(); await finish.promise; return 'ok' })
+  })
   const first = post('k', '{}')
   await entered.promise
   const controller = new AbortController()
-  const left = fetch(`http://127.0.0.1:${port}/`, { method: 'POST', headers: { 'idempotency-key': 'k', 'content-type': 'application/json' }, body: '{}', signal: controller.signal }).catch(() => 'left')
+  const left = fetch(`http://127.0.0.1:${port}/`, {
+    method: 'POST',
+    headers: {
+      'idempotency-key': 'k', 'content-type': 'application/json'
+    },
+    body: '{}',
+    signal: controller.signal
+  }).catch(() => 'left')
   const waiter = post('k', '{}')
   await until(() => claims === 3, 'both wait')
   await new Promise(resolve => setTimeout(resolve, 100))
   controller.abort()
   t.equal(await left, 'left')
-  await until(async () => await new Promise(resolve => app.server.getConnections((_error, count) => resolve(count === 2))), 'the server has seen it')
+  await until(async () => await new Promise(
+    resolve => app.server.getConnections((_error, count) => resolve(count === 2))
+  ), 'the server has seen it')
   finish.open()
   t.equal((await waiter).replayed, true)
   t.equal((await first).text, 'ok')
@@ -115,7 +143,12 @@ t.test('inFlight wait: in process a waiter is woken rather than polling, and its
 t.test('inFlight wait: a waiter asks again after a lease, since a holder that has died wakes nobody', async t => {
   const store = new MemoryStore()
   store.claim(storeKey('', undefined, 'k'), { token: 'dead', lease: 60, ttl: 60_000, takeover: true })
-  const { post } = await start(t, 'memory', { options: { store, keyPrefix: '', lease: 120, inFlight: { wait: 60_000 } }, routes: app => app.post('/', async request => ({ attempt: request.idempotency?.attempt })) })
+  const { post } = await start(t, 'memory', {
+    options: {
+      store, keyPrefix: '', lease: 120, inFlight: { wait: 60_000 }
+    },
+    routes: app => app.post('/', async request => ({ attempt: request.idempotency?.attempt }))
+  })
   t.same((await post('k', '{}')).json(), { attempt: 2 })
 })
 
@@ -127,14 +160,22 @@ t.test('G2: a holder that alone cannot reach the store shows no outcome once its
   const entered = gate()
   const finish = gate()
   const aborted = gate()
-  const shared = { claim: store.claim.bind(store), complete: store.complete.bind(store), renew: store.renew.bind(store) }
+  const shared = {
+    claim: store.claim.bind(store), complete: store.complete.bind(store), renew: store.renew.bind(store)
+  }
   const away = async (): Promise<never> => await new Promise(() => {})
   const partitioned = { ...cutOff, ...shared, complete: away, renew: away }
   const one = await start(t, 'memory', {
     options: { store: partitioned, lease: 100, storeTimeout: 80, keyPrefix: '' },
-    routes: app => app.post('/', async request => { request.idempotency?.signal.addEventListener('abort', aborted.open); entered.open(); await finish.promise; return { by: 'one' } })
+    routes: app => app.post('/', async request => {
+      request.idempotency?.signal.addEventListener(
+        'abort', aborted.open
+      ); entered.open(); await finish.promise; return { by: 'one' }
+    })
   })
-  const other = await start(t, 'memory', { options: { store, keyPrefix: '' }, routes: app => app.post('/', async () => ({ by: 'other' })) })
+  const other = await start(
+    t, 'memory', { options: { store, keyPrefix: '' }, routes: app => app.post('/', async () => ({ by: 'other' })) }
+  )
   const first = one.post('k', '{}')
   await entered.promise
   await aborted.promise
@@ -161,7 +202,9 @@ t.test('G10: an answer that is there already counts, though the process was froz
       return await answer
     }
   }
-  const { post } = await start(t, 'memory', { options: { redis, keyPrefix: prefix, storeTimeout: 50 }, routes: app => app.post('/', async () => 'ok') })
+  const { post } = await start(t, 'memory', {
+    options: { redis, keyPrefix: prefix, storeTimeout: 50 }, routes: app => app.post('/', async () => 'ok')
+  })
   t.equal((await post('k', '{}')).status, 200)
 })
 

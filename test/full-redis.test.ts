@@ -32,7 +32,9 @@ function scene (t: Test) {
   t.teardown(async () => await empty(redis))
   const store = new RedisStore(redis)
   const key = `{${randomUUID()}}`
-  const claim = async (token: string, more: Partial<StoreClaimRequest> = {}) => await store.claim(key, { token: token.padEnd(36), lease: LEASE, ttl: TTL, takeover: false, ...more })
+  const claim = async (token: string, more: Partial<StoreClaimRequest> = {}) => await store.claim(
+    key, { token: token.padEnd(36), lease: LEASE, ttl: TTL, takeover: false, ...more }
+  )
   const release = async (token: string, executed: boolean) => await store.release(key, token.padEnd(36), TTL, executed)
   const acquired = (attempt: number) => ({ outcome: 'acquired', attempt, takeover: false })
   return { store, key, claim, release, acquired }
@@ -137,7 +139,9 @@ t.test('G4, G5, G10: a Redis that is full under running handlers: they keep thei
   const bad = post('bad', '{}', { path: '/fails' })
   await until(() => entered === 2, 'both handlers')
   await fill(redis)
-  await until(() => renewals.size === 2 && [...renewals.values()].every(count => count > 3), 'renewals for more than a lease')
+  await until(
+    () => renewals.size === 2 && [...renewals.values()].every(count => count > 3), 'renewals for more than a lease'
+  )
   for (const [key, path] of [['good', '/'], ['bad', '/fails']] as const) {
     t.equal((await post(key, '{}', { path })).json()['code'], 'idempotency_in_progress', path)
   }

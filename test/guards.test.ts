@@ -8,7 +8,9 @@ import { faulty } from './fixtures/faulty.ts'
 import { GUARDS, STAGES, unprotected } from './fixtures/guard-table.ts'
 import type { Guard, GuardStage, Level, Slow } from './fixtures/guard-table.ts'
 
-/** A hook refuses a request: no handler runs, however it is refused, whoever waits, and whatever the reply waits for. */
+/**
+ * A hook refuses a request: no handler runs, however it is refused, whoever waits, and whatever the reply waits for.
+ */
 
 t.teardown(stopRedis)
 

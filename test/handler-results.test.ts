@@ -1,7 +1,9 @@
 import type { AddressInfo } from 'node:net'
 import Fastify, { type FastifyInstance } from 'fastify'
 import t, { type Test } from 'tap'
-import { gate, MODES, send, start, stopRedis, STORES, until, type Answer, type Gate, type TestApp } from './fixtures/app.ts'
+import {
+  gate, MODES, send, start, stopRedis, STORES, until, type Answer, type Gate, type TestApp
+} from './fixtures/app.ts'
 import { cutting, head, stateOf } from './fixtures/cut.ts'
 import { REPLAY, ROWS, RUNS_AGAIN, UNAVAILABLE, type Row, type Situation } from './fixtures/handler-table.ts'
 
@@ -49,7 +51,9 @@ const inWords = ({ status, text }: Answer): string => `${status} ${text}`
 const rowsFor = (situation: Situation): Row[] => ROWS.filter(({ without = [] }) => !without.includes(situation))
 /** All rows at once; one that breaks down does not hide the others. */
 const each = async (t: Test, rows: Row[], run: (row: Row, path: string) => Promise<void>): Promise<void> => {
-  await Promise.all(rows.map(async (row, index) => await run(row, `/${index}`).catch(error => t.fail(row.what, { error }))))
+  await Promise.all(
+    rows.map(async (row, index) => await run(row, `/${index}`).catch(error => t.fail(row.what, { error })))
+  )
 }
 const codeOf = ({ status, text }: Answer): string => `${status} ${/"code":"(\w+)"/.exec(text)?.[1] ?? text}`
 
@@ -63,7 +67,9 @@ async function hangUp (port: number, path: string, stage: Stage): Promise<void> 
 }
 
 /** Sends the retry of a row, and checks it, and how often the work was done by then. */
-async function retry (t: Test, { post }: TestApp, path: string, row: Row, situation: Situation, stage: Stage): Promise<void> {
+async function retry (
+  t: Test, { post }: TestApp, path: string, row: Row, situation: Situation, stage: Stage
+): Promise<void> {
   const expected = row.retry?.[situation] ?? (situation === 'timed out' ? UNAVAILABLE : REPLAY)
   const answer = await post(path, undefined, { path })
   const runs = stage.runs
@@ -130,7 +136,9 @@ for (const mode of STORES) {
       const stage = stages.get(row) as Stage
       const first = await served.post(path, undefined, { path })
       t.same([codeOf(first), stage.runs], ['503 FST_ERR_HANDLER_TIMEOUT', 1], row.what)
-      t.equal(codeOf(await served.post(path, undefined, { path })), '409 idempotency_in_progress', `${row.what}: still runs`)
+      t.equal(
+        codeOf(await served.post(path, undefined, { path })), '409 idempotency_in_progress', `${row.what}: still runs`
+      )
       stage.finish.open()
       await until(async () => await stateOf(served, path) !== 'held', `the end of "${row.what}"`)
       await retry(t, served, path, row, 'timed out', stage)

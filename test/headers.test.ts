@@ -43,7 +43,9 @@ for (const mode of MODES) {
       meanwhile = async () => { between.push(await post(path, '{}', { path })) }
       const first = await post(path, '{}', { path })
       t.equal(first.status, 500, what)
-      t.same(between.map(({ status, replayed }) => [status, replayed]), [[409, false]], `${what}: a duplicate before the key is free`)
+      t.same(between.map((
+        { status, replayed }
+      ) => [status, replayed]), [[409, false]], `${what}: a duplicate before the key is free`)
       for (const answer of [first, ...between]) {
         t.equal(answer.headers['x-injected'], undefined, what)
         t.notMatch(answer.text, 'injected body', what)
@@ -69,7 +71,9 @@ type Headers = Record<string, string | string[]>
 for (const mode of STORES) {
   t.test(`G13: whatever its headers, a replay has those that bare Fastify sends (${mode})`, async t => {
     let given: Headers = {}
-    const routes = (app: FastifyInstance): void => { app.post('/', (_request, reply) => { reply.headers(given).send('body') }) }
+    const routes = (app: FastifyInstance): void => {
+      app.post('/', (_request, reply) => { reply.headers(given).send('body') })
+    }
     const bare = Fastify()
     routes(bare)
     await bare.listen({ port: 0, host: '127.0.0.1' })
@@ -101,8 +105,11 @@ for (const mode of STORES) {
       t.same(await answerOf(post(path, path)), expected, what)
       const retry = await answerOf(post(path, path))
       // A NUL ends the stream. The retry gets the response without it.
-      if (expected === CUT) t.match(retry, { status: 200, text: 'sound', replayed: true, headers: { 'x-evil': undefined, 'x-sound': 'yes' } }, what)
-      else t.same(retry, { ...expected, replayed: expected.status === 200 }, `${what}: the retry`)
+      if (expected === CUT) {
+        t.match(
+          retry, { status: 200, text: 'sound', replayed: true, headers: { 'x-evil': undefined, 'x-sound': 'yes' } }, what
+        )
+      } else t.same(retry, { ...expected, replayed: expected.status === 200 }, `${what}: the retry`)
     }
     let count = 0
     await fc.assert(fc.asyncProperty(HEADERS, async headers => {

@@ -49,10 +49,14 @@ for (const mode of STORES) {
 }
 
 t.test('an id tells scope and key apart, and says nothing of them', async t => {
-  const { app, post } = await start(t, 'memory', { routes: app => app.post('/', async request => ({ id: request.idempotency.id })) })
+  const { app, post } = await start(
+    t, 'memory', { routes: app => app.post('/', async request => ({ id: request.idempotency.id })) }
+  )
   const idOf = async (key: string, authorization?: string): Promise<unknown> =>
     (await post(key, '{}', authorization === undefined ? {} : { headers: { authorization } })).json().id
-  const ids = [await idOf('k'), await idOf('k', 'Bearer a'), await idOf('k', 'Bearer b'), await idOf('other', 'Bearer a')]
+  const ids = [
+    await idOf('k'), await idOf('k', 'Bearer a'), await idOf('k', 'Bearer b'), await idOf('other', 'Bearer a')
+  ]
   t.equal(new Set(ids).size, 4)
   for (const wrong of [{}, { id: 'i', key: 'k' }, { scope: 's' }, { id: 1 }]) {
     await t.rejects(app.idempotency.inspect(wrong as never), { name: 'TypeError', message: /\{ key \}.*\{ id \}/ })
@@ -65,7 +69,9 @@ t.test('every event of a request with a key has its id', async t => {
   let status = 201
   const { post } = await start(t, 'memory', {
     options: { required: true, maxResponseBytes: 10 },
-    routes: app => app.post('/', async (request, reply) => await reply.code(status).send({ id: request.idempotency.id }))
+    routes: app => app.post(
+      '/', async (request, reply) => await reply.code(status).send({ id: request.idempotency.id })
+    )
   })
   status = 500
   const { id } = (await post('k', '{}')).json()
@@ -77,11 +83,15 @@ t.test('every event of a request with a key has its id', async t => {
   const seen = events.flat().map(({ id, key }) => [key, id])
   t.same(seen.filter(([key]) => key === 'k'), seen.filter(([key]) => key === 'k').map(() => ['k', id]))
   t.same(seen.filter(([key]) => key === ''), [['', '']], 'a request without a key has none')
-  t.same(events.map(({ length }) => length), IDEMPOTENCY_EVENTS.map(name => ({ released: 1, unreplayable: 2, mismatched: 1, invalid: 1 } as Record<string, number>)[name] ?? 0))
+  t.same(events.map(({ length }) => length), IDEMPOTENCY_EVENTS.map(
+    name => ({ released: 1, unreplayable: 2, mismatched: 1, invalid: 1 } as Record<string, number>)[name] ?? 0
+  ))
 })
 
 /** What is logged of one key while the store fails as `faults` says. */
-async function troubled (t: Test, faults: Faults, options: FastifyIdempotencyOptions = {}): Promise<ReturnType<typeof logged> & { post: (body?: string) => Promise<unknown>, id: () => string }> {
+async function troubled (
+  t: Test, faults: Faults, options: FastifyIdempotencyOptions = {}
+): Promise<ReturnType<typeof logged> & { post: (body?: string) => Promise<unknown>, id: () => string }> {
   const log = logged()
   let id = ''
   const { post } = await start(t, 'memory', {
@@ -162,7 +172,9 @@ t.test('what app.close() leaves behind is told by its id', async t => {
   post('k', '{}').catch(() => {})
   await started.promise
   await app.close()
-  t.match(lines.filter(({ msg }) => msg.startsWith('app.close():')), [{ level: 40, ids: [id], msg: new RegExp(`^app\\.close\\(\\): 1 .*${String(id)}`) }])
+  t.match(lines.filter(({ msg }) => msg.startsWith('app.close():')), [
+    { level: 40, ids: [id], msg: new RegExp(`^app\\.close\\(\\): 1 .*${String(id)}`) }
+  ])
 })
 
 for (const mode of ['memory', 'memory, routes declared first'] as Mode[]) {

@@ -38,7 +38,9 @@ t.test('S1, S2, S3: the key is an Item whose value is a String, quoted and escap
     seen = undefined
     t.equal((await post(value, '{}')).status, 200, value)
     t.equal(seen, key, value)
-    t.equal((await post(`"${key.replace(/["\\]/g, '\\$&')}"`, '{}')).replayed, true, `${value}: the String counts, not how it was written`)
+    t.equal((
+      await post(`"${key.replace(/["\\]/g, '\\$&')}"`, '{}')
+    ).replayed, true, `${value}: the String counts, not how it was written`)
   }
 })
 
@@ -48,13 +50,22 @@ t.test('S2, S3, S4: anything else is a 400, before the body is read, rather than
     options: { profile: 'ietf', docsUrl },
     routes: app => app.post('/', async () => { runs++; return {} })
   })
-  for (const value of [UUID, 'token', '1', '1.5', '?1', ':YWJj:', '@1659578233', '%"display"', '"a", "b"', '("a" "b")', '"unterminated', '"\\x"', '"caf\u00e9"', '"tab\there"', '"a" "b"', '"a"b', '""', '"  "', `"${'x'.repeat(256)}"`, "'single'"]) {
+  for (
+    const value of [
+      UUID, 'token', '1', '1.5', '?1', ':YWJj:', '@1659578233', '%"display"', '"a", "b"', '("a" "b")', '"unterminated',
+      '"\\x"', '"caf\u00e9"', '"tab\there"', '"a" "b"', '"a"b', '""', '"  "', `"${'x'.repeat(256)}"`, "'single'"
+    ]
+  ) {
     checkProblem(t, await post(value, '{}'), 400, 'idempotency_key_invalid', 'Idempotency key invalid')
   }
-  const two = await post(undefined, '{}', { headers: { 'content-type': 'application/json', 'idempotency-key': ['"a"', '"b"'] } })
+  const two = await post(
+    undefined, '{}', { headers: { 'content-type': 'application/json', 'idempotency-key': ['"a"', '"b"'] } }
+  )
   checkProblem(t, two, 400, 'idempotency_key_invalid', 'Idempotency key invalid')
   t.equal(runs, 0)
-  t.match((await post('bare', '{}')).json().detail, /must be a String of RFC 9651: a value in double quotes, such as "8e03/)
+  t.match(
+    (await post('bare', '{}')).json().detail, /must be a String of RFC 9651: a value in double quotes, such as "8e03/
+  )
 })
 
 t.test('S1: every String that can be sent is a key of its own', async t => {
@@ -63,7 +74,9 @@ t.test('S1: every String that can be sent is a key of its own', async t => {
     options: { profile: 'ietf' },
     routes: app => app.post('/', async request => { seen = request.idempotency.key ?? undefined; return {} })
   })
-  await fc.assert(fc.asyncProperty(fc.string({ minLength: 1, maxLength: 255 }).filter(text => text.trim() !== ''), async key => {
+  await fc.assert(fc.asyncProperty(fc.string({ minLength: 1, maxLength: 255 }).filter(
+    text => text.trim() !== ''
+  ), async key => {
     seen = undefined
     const answer = await post(serializeItem([key, new Map()]), '{}')
     return answer.replayed || seen === key
@@ -73,7 +86,9 @@ t.test('S1: every String that can be sent is a key of its own', async t => {
 t.test('S2: in the default profile the value is opaque, quotes included', async t => {
   let runs = 0
   const { post } = await start(t, 'memory', { routes: app => app.post('/', async () => ++runs) })
-  t.same([(await post('"k"', '{}')).text, (await post('k', '{}')).text, (await post('"k"', '{}')).text], ['1', '2', '1'])
+  t.same(
+    [(await post('"k"', '{}')).text, (await post('k', '{}')).text, (await post('"k"', '{}')).text], ['1', '2', '1']
+  )
 })
 
 for (const mode of MODES) {
@@ -142,35 +157,63 @@ t.test('E1: without docsUrl there is nothing to link to; a URL becomes one that 
   const routes = (app: Parameters<Parameters<typeof start>[2]['routes']>[0]) => app.post('/', async () => ({}))
   const none = await start(t, 'memory', { options: { profile: 'ietf' }, routes })
   const answer = await none.post('k', '{}')
-  t.same([answer.headers.link, answer.headers['content-language'], answer.json().type], [undefined, 'en', 'urn:problem-type:idempotency_key_invalid'])
-  const odd = await start(t, 'memory', { options: { profile: 'ietf', docsUrl: 'https://docs.example.com/\u20ac>' }, routes })
-  t.equal((await odd.post('k', '{}')).headers.link, '<https://docs.example.com/%E2%82%AC%3E#idempotency_key_invalid>; rel="describedby"; type="text/html"')
+  t.same([answer.headers.link, answer.headers['content-language'], answer.json().type], [
+    undefined, 'en', 'urn:problem-type:idempotency_key_invalid'
+  ])
+  const odd = await start(
+    t, 'memory', { options: { profile: 'ietf', docsUrl: 'https://docs.example.com/\u20ac>' }, routes }
+  )
+  t.equal(
+    (await odd.post('k', '{}')).headers.link,
+    '<https://docs.example.com/%E2%82%AC%3E#idempotency_key_invalid>; rel="describedby"; type="text/html"'
+  )
 })
 
 t.test('the form of the errors can still be chosen; status and title stay the draft\'s', async t => {
   const { post } = await start(t, 'memory', {
     options: { profile: 'ietf' },
     routes: app => {
-      app.setErrorHandler((error: Error & { statusCode?: number, title?: string }, _request, reply) => { reply.code(error.statusCode ?? 500).send({ title: error.title }) })
+      app.setErrorHandler((error: Error & { statusCode?: number, title?: string }, _request, reply) => {
+        reply.code(error.statusCode ?? 500).send({ title: error.title })
+      })
       app.post('/envelope', { config: { idempotency: { errors: 'envelope' } } }, async () => ({}))
       app.post('/throw', { config: { idempotency: { errors: 'throw' } } }, async () => ({}))
-      app.post('/own', { config: { idempotency: { errors: error => ({ own: error.title, status: error.statusCode }), key: request => String(request.headers['x-event']) } } }, async () => ({}))
+      app.post('/own', {
+        config: {
+          idempotency: {
+            errors: error => (
+              { own: error.title, status: error.statusCode }
+            ),
+            key: request => String(request.headers['x-event'])
+          }
+        }
+      }, async () => ({}))
     }
   })
   for (const path of ['/envelope', '/throw']) {
     await post(`"${path}"`, '{"a":1}', { path })
     const answer = await post(`"${path}"`, '{"a":2}', { path })
-    t.same([answer.status, answer.json().title, answer.headers['content-language']], [422, 'Idempotency-Key is already used', undefined], path)
+    t.same([answer.status, answer.json().title, answer.headers['content-language']], [
+      422, 'Idempotency-Key is already used', undefined
+    ], path)
   }
   const headers = { 'content-type': 'application/json', 'x-event': 'not a Structured Field' }
-  t.equal((await post(undefined, '{"a":1}', { path: '/own', headers })).status, 200, 'a key from elsewhere is taken as it is')
-  t.same((await post(undefined, '{"a":2}', { path: '/own', headers })).json(), { own: 'Idempotency-Key is already used', status: 422 })
+  t.equal(
+    (await post(undefined, '{"a":1}', { path: '/own', headers })).status, 200, 'a key from elsewhere is taken as it is'
+  )
+  t.same((await post(undefined, '{"a":2}', { path: '/own', headers })).json(), {
+    own: 'Idempotency-Key is already used', status: 422
+  })
 })
 
 t.test('U2, K3, K4: the same String of two callers is two keys, whatever is in it', async t => {
   let runs = 0
-  const { post, app } = await start(t, 'memory', { options: { profile: 'ietf' }, routes: app => app.post('/', async () => ++runs) })
-  const as = async (caller: string, value: string) => (await post(undefined, '{}', { headers: { 'content-type': 'application/json', 'idempotency-key': value, authorization: caller } })).text
+  const { post, app } = await start(
+    t, 'memory', { options: { profile: 'ietf' }, routes: app => app.post('/', async () => ++runs) }
+  )
+  const as = async (caller: string, value: string) => (await post(undefined, '{}', {
+    headers: { 'content-type': 'application/json', 'idempotency-key': value, authorization: caller }
+  })).text
   t.same([await as('a', '"k:*"'), await as('b', '"k:*"'), await as('a', '"k:*"')], ['1', '2', '1'])
   t.match(await app.idempotency.inspect({ scope: 'a', key: 'k:*' }), { state: 'completed', status: 200 })
 })

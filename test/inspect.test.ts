@@ -13,12 +13,23 @@ const authenticate: onRequestHookHandler = (request, reply, done) => {
 const forms = (app: TestApp) => ({
   /** Sends a form as a browser does from the page itself. */
   post: async (path: string, fields: Record<string, string>, headers = {}) => await app.call({
-    path, body: String(new URLSearchParams(fields)), headers: { 'content-type': 'application/x-www-form-urlencoded', authorization: 'Basic operator', 'sec-fetch-site': 'same-origin', ...headers }
+    path,
+    body: String(new URLSearchParams(fields)),
+    headers: {
+      'content-type': 'application/x-www-form-urlencoded',
+      authorization: 'Basic operator',
+      'sec-fetch-site': 'same-origin',
+      ...headers
+    }
   }),
-  get: async (path: string, headers = {}) => await app.call({ method: 'GET', path, headers: { authorization: 'Basic operator', ...headers } })
+  get: async (path: string, headers = {}) => await app.call(
+    { method: 'GET', path, headers: { authorization: 'Basic operator', ...headers } }
+  )
 })
 const confirmOf = (html: string): string => /name="confirm" value="([^"]*)"/.exec(html)?.[1] ?? ''
-const textOf = (html: string): string => html.replace(/<style>.*<\/style>/s, '').replace(/<[^>]*>/g, ' ').replace(/\s+/g, ' ')
+const textOf = (html: string): string => html.replace(
+  /<style>.*<\/style>/s, ''
+).replace(/<[^>]*>/g, ' ').replace(/\s+/g, ' ')
 
 for (const mode of STORES) {
   t.test(`an operator sees a key's state, attempt, times and status, and frees it after a confirmation (${mode})`, async t => {
@@ -38,7 +49,9 @@ for (const mode of STORES) {
     })
     const { post, get } = forms(app)
     const fields = { scope: 'Bearer me', key: 'order-1' }
-    const pay = async () => await app.post('order-1', '{}', { headers: { 'content-type': 'application/json', 'idempotency-key': 'order-1', authorization: 'Bearer me' } })
+    const pay = async () => await app.post('order-1', '{}', {
+      headers: { 'content-type': 'application/json', 'idempotency-key': 'order-1', authorization: 'Bearer me' }
+    })
 
     t.match((await get('/admin/keys')).text, /<label for="key">Key<\/label>/)
     t.match(textOf((await post('/admin/keys', fields)).text), /Nothing is known of this key/)
@@ -47,13 +60,19 @@ for (const mode of STORES) {
     const paying = pay()
     await started.promise
     const held = await post('/admin/keys', fields)
-    t.match(textOf(held.text), /Key order-1 State held Executions so far 2 .*Lease ends, unless renewed .*its handler still runs, it loses its lease/)
+    t.match(
+      textOf(held.text),
+      /Key order-1 State held Executions so far 2 .*Lease ends, unless renewed .*its handler still runs, it loses its lease/
+    )
     finish.open()
     t.equal((await paying).status, 201)
 
     const late = await post('/admin/keys/free', { ...fields, confirm: confirmOf(held.text) })
     t.equal(late.status, 409)
-    t.match(textOf(late.text), /changed meanwhile.*State completed Executions so far 2 .*Forgotten .* Status of the response 201/)
+    t.match(
+      textOf(late.text),
+      /changed meanwhile.*State completed Executions so far 2 .*Forgotten .* Status of the response 201/
+    )
     t.notMatch(late.text, /secret/)
     t.equal((await pay()).replayed, true, 'nothing was freed')
 
@@ -61,7 +80,9 @@ for (const mode of STORES) {
     t.match(textOf(freed.text), /The key is free It was completed/)
     t.equal((await pay()).replayed, false)
     t.equal(runs, 3)
-    t.equal((await post('/admin/keys/free', { scope: '', key: 'order-1', confirm: '' })).status, 409, 'another scope is another key')
+    t.equal((
+      await post('/admin/keys/free', { scope: '', key: 'order-1', confirm: '' })
+    ).status, 409, 'another scope is another key')
   })
 }
 
@@ -77,11 +98,17 @@ t.test('nobody else gets in: not without the app\'s own authentication, not from
   const fields = { scope: '', key: 'k' }
   t.equal((await get('/keys', { authorization: 'Bearer me' })).status, 401)
   t.equal((await post('/keys/free', fields, { authorization: 'Bearer me' })).status, 401)
-  for (const site of ['cross-site', 'same-site', 'none']) t.equal((await post('/keys/free', fields, { 'sec-fetch-site': site })).status, 403)
+  for (const site of ['cross-site', 'same-site', 'none']) {
+    t.equal(
+      (await post('/keys/free', fields, { 'sec-fetch-site': site })).status, 403
+    )
+  }
   const { headers } = await post('/keys', fields)
   t.equal(headers['cache-control'], 'no-store')
   t.match(headers['content-security-policy'], /default-src 'none'/)
-  await t.rejects(start(t, 'memory', { routes: async app => { await app.register(inspect, {} as { authenticate: typeof authenticate }) } }), /option "authenticate" must be an onRequest hook/)
+  await t.rejects(start(t, 'memory', {
+    routes: async app => { await app.register(inspect, {} as { authenticate: typeof authenticate }) }
+  }), /option "authenticate" must be an onRequest hook/)
 })
 
 t.test('what was typed is shown as text; an empty key is asked for again; the app\'s own form parser is used', async t => {
@@ -108,7 +135,9 @@ t.test('a response that could not be kept is told as such', async t => {
     }
   })
   await app.post('k', '{}')
-  t.match(textOf((await forms(app).post('/keys', { scope: '', key: 'k' })).text), /Status of the response 200 \(could not be kept\)/)
+  t.match(textOf((
+    await forms(app).post('/keys', { scope: '', key: 'k' })
+  ).text), /Status of the response 200 \(could not be kept\)/)
 })
 
 t.test('a form of another site is refused by its Origin where the browser sends no Sec-Fetch-Site', async t => {
@@ -122,7 +151,12 @@ t.test('a form of another site is refused by its Origin where the browser sends 
   const post = async (headers: Record<string, string>) => await app.call({
     path: '/keys/free',
     body: 'scope=&key=k&confirm=',
-    headers: { 'content-type': 'application/x-www-form-urlencoded', authorization: 'Basic operator', host: 'api.test:8080', ...headers }
+    headers: {
+      'content-type': 'application/x-www-form-urlencoded',
+      authorization: 'Basic operator',
+      host: 'api.test:8080',
+      ...headers
+    }
   })
   for (const origin of ['http://evil.test', 'http://api.test', 'http://api.test:80801', 'null', 'no URL']) {
     t.equal((await post({ origin })).status, 403, origin)
@@ -130,7 +164,10 @@ t.test('a form of another site is refused by its Origin where the browser sends 
   t.equal((await post({ origin: 'http://api.test:8080' })).status, 409, 'the page itself: a state was not confirmed')
   t.equal((await post({})).status, 409, 'not a browser')
   const { headers } = await forms(app).get('/keys')
-  t.equal(headers['referrer-policy'], 'same-origin', 'no-referrer would make a browser send "Origin: null" from the page itself')
+  t.equal(
+    headers['referrer-policy'], 'same-origin',
+    'no-referrer would make a browser send "Origin: null" from the page itself'
+  )
 })
 
 t.test('a body that is no such form is a 400, and frees nothing', async t => {
@@ -143,8 +180,12 @@ t.test('a body that is no such form is a 400, and frees nothing', async t => {
   })
   await app.post('k', '{}')
   const bodies: Array<[type: string | undefined, body: string]> = [
-    ['application/json', 'null'], ['application/json', '[]'], ['application/json', '{"key":{}}'], ['application/json', '"k"'],
-    ['application/json', '{"key":"k","scope":1}'], ['application/json', '{"key":"k","confirm":["freed"]}'], ['application/json', '{'],
+    ['application/json', 'null'], ['application/json', '[]'], ['application/json', '{"key":{}}'], [
+      'application/json', '"k"'
+    ],
+    ['application/json', '{"key":"k","scope":1}'], ['application/json', '{"key":"k","confirm":["freed"]}'], [
+      'application/json', '{'
+    ],
     ['application/x-www-form-urlencoded', 'key=k&key=k'], ['application/x-www-form-urlencoded', ''], [undefined, '']
   ]
   for (const path of ['/keys', '/keys/free']) {

@@ -70,7 +70,9 @@ t.test('G2: a lease that was superseded or given up is final; one that was commi
   t.same(over, ['completed', 'released', 'superseded', 'given-up'])
   t.same(final, STATES.filter(state => TRANSITIONS[state].length === 0))
   for (const state of ['backlogged', 'completed', 'released', 'superseded'] as const) {
-    t.same(STATES.filter(from => TRANSITIONS[from].includes(state)), ['committing'], `only a commit makes a lease ${state}`)
+    t.same(
+      STATES.filter(from => TRANSITIONS[from].includes(state)), ['committing'], `only a commit makes a lease ${state}`
+    )
   }
 })
 

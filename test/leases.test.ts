@@ -17,7 +17,11 @@ t.test('G5: a live handler never loses its key, however long it runs; a short on
     options: { store, lease: 120 },
     routes: app => {
       app.post('/', async () => 'ok')
-      app.post('/long', async request => { entered.open(); await finish.promise; return { aborted: request.idempotency?.signal.aborted } })
+      app.post('/long', async request => {
+        entered.open()
+        await finish.promise
+        return { aborted: request.idempotency?.signal.aborted }
+      })
       app.post('/other', { config: { idempotency: { lease: 60_000 } } }, async () => 'ok')
     }
   })
@@ -28,7 +32,9 @@ t.test('G5: a live handler never loses its key, however long it runs; a short on
   await post('o', '{}', { path: '/other' })
   await until(() => store.calls.filter(call => call === 'renew').length >= 5, 'renewals for more than one lease')
   t.equal((await post('long', '{"a":1}', { path: '/long' })).json().code, 'idempotency_in_progress')
-  t.equal((await post('long', '{"a":2}', { path: '/long' })).json().code, 'idempotency_key_mismatch', 'a renewal has told the fingerprint')
+  t.equal((
+    await post('long', '{"a":2}', { path: '/long' })
+  ).json().code, 'idempotency_key_mismatch', 'a renewal has told the fingerprint')
   faults.renew = fails
   await until(() => errors.length > 0, 'a renewal that fails')
   delete faults.renew
@@ -44,7 +50,11 @@ t.test('G2: a late holder is told, and its client gets the winner\'s response, o
   let runs = 0
   const { post, app } = await start(t, 'memory', {
     options: { store, lease: 60_000 },
-    before: app => { app.addHook('onRequest', (_request, reply, done) => { reply.header('x-hook', 'yes').header('x-run', 'none'); done() }) },
+    before: app => {
+      app.addHook(
+        'onRequest', (_request, reply, done) => { reply.header('x-hook', 'yes').header('x-run', 'none'); done() }
+      )
+    },
     routes: app => {
       const work = async (failing: boolean): Promise<unknown> => {
         const run = runs++
@@ -53,7 +63,10 @@ t.test('G2: a late holder is told, and its client gets the winner\'s response, o
         if (failing && run === 0) throw new Error('late failure')
         return { run, id: randomUUID() }
       }
-      app.post('/value', async (_request, reply) => await reply.header('x-run', runs).header('x-late', 'yes').send(await work(false)))
+      app.post(
+        '/value',
+        async (_request, reply) => await reply.header('x-run', runs).header('x-late', 'yes').send(await work(false))
+      )
       app.post('/failing', async () => await work(true))
       app.post('/stream', async () => { await work(false); return Readable.from(['a', 'b']) })
       app.post('/throw', { config: { idempotency: { errors: 'throw' } } }, async () => await work(false))
@@ -80,7 +93,13 @@ t.test('G2: a late holder is told, and its client gets the winner\'s response, o
     t.same([late.status, late.text, late.replayed], [winner.status, winner.text, true], path)
     t.equal(late.headers['x-run'], winner.headers['x-run'], path)
     const { late: refused } = await race(path, false)
-    t.same([refused.status, refused.json().code, refused.headers['x-run'], refused.headers['x-hook'], refused.headers['x-late']], [409, 'idempotency_in_progress', 'none', 'yes', undefined], path)
+    t.same(
+      [
+        refused.status, refused.json().code, refused.headers['x-run'], refused.headers['x-hook'],
+        refused.headers['x-late']
+      ],
+      [409, 'idempotency_in_progress', 'none', 'yes', undefined], path
+    )
   }
   t.equal((await race('/throw', false)).late.json().code, 'idempotency_in_progress')
   t.type((await race('/stream', true)).late, Error, 'a stream that has begun is cut')
@@ -92,7 +111,9 @@ t.test('G2: a record that the store has lost is written anew by its holder', asy
   const store = faulty(faults)
   const entered = gate()
   let finish = gate()
-  const { post, app } = await start(t, 'memory', { options: { store }, routes: app => app.post('/', async () => { entered.open(); await finish.promise; return 'ok' }) })
+  const { post, app } = await start(t, 'memory', {
+    options: { store }, routes: app => app.post('/', async () => { entered.open(); await finish.promise; return 'ok' })
+  })
   const run = async (before?: () => void) => {
     finish = gate()
     const first = post('k', '{}')
@@ -108,13 +129,17 @@ t.test('G2: a record that the store has lost is written anew by its holder', asy
   await app.idempotency.forget({ key: 'k' })
   t.match(JSON.parse(await run(() => { faults.claim = fails })), { code: 'idempotency_in_progress' })
   delete faults.claim
-  await until(async () => (await app.idempotency.inspect({ key: 'k' }))?.state === 'completed', 'the response is kept later')
+  await until(
+    async () => (await app.idempotency.inspect({ key: 'k' }))?.state === 'completed', 'the response is kept later'
+  )
   t.equal((await post('k', '{}')).text, 'ok')
   await app.idempotency.forget({ key: 'k' })
   let completes = 0
   t.equal(await run(() => { faults.complete = () => { if (++completes === 2) fails() } }), 'ok')
   delete faults.complete
-  await until(async () => (await app.idempotency.inspect({ key: 'k' }))?.state === 'completed', 'the response is kept later')
+  await until(
+    async () => (await app.idempotency.inspect({ key: 'k' }))?.state === 'completed', 'the response is kept later'
+  )
 })
 
 t.test('G5: signal aborts when the lease is lost, whether it was asked for before or after', async t => {
@@ -138,7 +163,9 @@ t.test('G5: signal aborts when the lease is lost, whether it was asked for befor
   const lost = listen(t, 'lease-lost')
   const { post: post2, app: app2 } = await start(t, 'memory', {
     options: { lease: 120 },
-    routes: app => app.post('/', async request => { await later.promise; return { reason: String(request.idempotency?.signal.reason) } })
+    routes: app => app.post(
+      '/', async request => { await later.promise; return { reason: String(request.idempotency?.signal.reason) } }
+    )
   })
   const second = post2('k', '{}')
   await until(async () => await app2.idempotency.forget({ key: 'k' }), 'the claim')
@@ -155,12 +182,24 @@ t.test('a waiter whose client leaves, or that meets a failing store, does not ta
   let runs = 0
   const { post, port, app } = await start(t, 'memory', {
     options: { store, inFlight: { wait: 60_000 }, errors: 'throw' },
-    routes: app => app.post('/', async (_request, reply) => { runs++; entered.open(); await finish.promise; return await reply.code(500).send('x') })
+    routes: app => app.post('/', async (_request, reply) => {
+      runs++
+      entered.open()
+      await finish.promise
+      return await reply.code(500).send('x')
+    })
   })
   const first = post('k', '{}')
   await entered.promise
   const controller = new AbortController()
-  const waiter = fetch(`http://127.0.0.1:${port}/`, { method: 'POST', headers: { 'idempotency-key': 'k', 'content-type': 'application/json' }, body: '{}', signal: controller.signal })
+  const waiter = fetch(`http://127.0.0.1:${port}/`, {
+    method: 'POST',
+    headers: {
+      'idempotency-key': 'k', 'content-type': 'application/json'
+    },
+    body: '{}',
+    signal: controller.signal
+  })
   await until(() => store.calls.filter(call => call === 'claim').length > 3, 'polling')
   controller.abort()
   await waiter.catch(() => {})
@@ -226,7 +265,9 @@ t.test('a waiter that a handler timeout has ended does not take the key', async 
   const store = faulty({})
   const { post, app } = await start(t, 'memory', {
     options: { store, inFlight: { wait: 60_000 } },
-    routes: app => app.post('/', { handlerTimeout: 400 }, async () => { runs++; await finish.promise; throw new Error('failed') })
+    routes: app => app.post(
+      '/', { handlerTimeout: 400 }, async () => { runs++; await finish.promise; throw new Error('failed') }
+    )
   })
   t.same((await Promise.all([post('k'), post('k')])).map(({ status }) => status), [503, 503])
   const asked = store.calls.length
@@ -243,7 +284,9 @@ t.test('G2: a late failure whose body was never read is refused as well', async 
   const { post, app } = await start(t, 'memory', {
     options: { lease: 60_000 },
     before: app => { app.addContentTypeParser('text/lazy', (_request, _payload, done) => done(null)) },
-    routes: app => app.post('/', async () => { if (runs++ === 0) { await finish.promise; throw new Error('late') } return 'won' })
+    routes: app => app.post(
+      '/', async () => { if (runs++ === 0) { await finish.promise; throw new Error('late') } return 'won' }
+    )
   })
   const lazy = { headers: { 'content-type': 'text/lazy', 'idempotency-key': 'k' } }
   const first = post('k', 'x'.repeat(500_000), lazy)
@@ -258,7 +301,10 @@ t.test('G2: a late holder is refused in a form that fails', async t => {
   let runs = 0
   const { post, app } = await start(t, 'memory', {
     options: { errors: () => { throw new Error('no form') } },
-    routes: app => app.post('/', async () => { if (runs++ === 0) await finish.promise; else await new Promise(resolve => setTimeout(resolve, 100)); return 'ok' })
+    routes: app => app.post('/', async () => {
+      if (runs++ === 0) await finish.promise; else await new Promise(resolve => setTimeout(resolve, 100))
+      return 'ok'
+    })
   })
   const first = post('k', '{}')
   await until(async () => await app.idempotency.forget({ key: 'k' }), 'the claim')

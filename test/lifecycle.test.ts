@@ -37,7 +37,9 @@ for (const mode of MODES) {
       options: { store: slow, storeTimeout: 60_000 },
       routes: app => {
         app.post('/value', async () => ({ id: randomUUID() }))
-        app.post('/stream', async (_request, reply) => await reply.send(Readable.from(['first', 'second', 'last'], { objectMode: true })))
+        app.post('/stream', async (_request, reply) => await reply.send(
+          Readable.from(['first', 'second', 'last'], { objectMode: true })
+        ))
       }
     })
     for (const path of ['/value', '/stream']) {
@@ -52,31 +54,66 @@ for (const mode of MODES) {
       socket.destroy()
     }
     unlock.open()
-    await until(async () => (await post('/stream', undefined, { path: '/stream' })).text === 'firstsecondlast', 'the streamed response')
+    await until(async () => (
+      await post('/stream', undefined, { path: '/stream' })
+    ).text === 'firstsecondlast', 'the streamed response')
   })
 
   t.test(`G6: nothing is left stuck, and nothing that was no outcome is kept (${mode})`, async t => {
     let fail = true
     const { post } = await start(t, mode, {
-      before: app => { app.addContentTypeParser('text/custom', { parseAs: 'string' }, (_request, _body, done) => { done(new Error('parser')) }) },
+      before: app => {
+        app.addContentTypeParser(
+          'text/custom', { parseAs: 'string' }, (_request, _body, done) => { done(new Error('parser')) }
+        )
+      },
       routes: app => {
         const handler = async () => 'ran'
         const reject = async () => { if (fail) throw Object.assign(new Error('hook'), { statusCode: 418 }) }
         app.post('/throws', async () => { if (fail) throw new Error('handler'); return 'ran' })
-        app.post('/throws-sync', (_request, reply) => { if (fail) throw new Error('handler'); return reply.send('ran') })
-        app.post('/serializer', { schema: { response: { 200: { type: 'object', required: ['a'], properties: { a: { type: 'string' } } } } } }, async () => fail ? {} : { a: 'ran' })
-        app.post('/serialization', { preSerialization: async (_r, _p, payload) => { if (fail) throw new Error('hook'); return payload } }, async () => ({}))
-        app.post('/on-send', { onSend: async (_r, _p, payload) => { if (fail) throw new Error('hook'); return payload } }, async () => 'ran')
+        app.post(
+          '/throws-sync', (_request, reply) => { if (fail) throw new Error('handler'); return reply.send('ran') }
+        )
+        app.post('/serializer', {
+          schema: { response: { 200: { type: 'object', required: ['a'], properties: { a: { type: 'string' } } } } }
+        }, async () => fail ? {} : { a: 'ran' })
+        app.post('/serialization', {
+          preSerialization: async (_r, _p, payload) => { if (fail) throw new Error('hook'); return payload }
+        }, async () => ({}))
+        app.post('/on-send', {
+          onSend: async (_r, _p, payload) => { if (fail) throw new Error('hook'); return payload }
+        }, async () => 'ran')
         app.post('/parsing', { preParsing: async (_r, _p, payload) => { await reject(); return payload } }, handler)
-        app.post('/reads-all', { preParsing: async (_r, _p, payload) => { let n = 0; for await (const chunk of payload) n += (chunk as Buffer).length; await reject(); return Readable.from(['{}'.padEnd(n)]) } }, handler)
-        app.post('/early', { preParsing: (_request, reply, payload, done) => { if (fail) reply.code(403).send('early'); else done(null, payload) } }, handler)
+        app.post('/reads-all', {
+          preParsing: async (_r, _p, payload) => {
+            let n = 0; for await (
+              const chunk of payload
+            ) n += (chunk as Buffer).length; await reject(); return Readable.from(['{}'.padEnd(n)])
+          }
+        }, handler)
+        app.post('/early', {
+          preParsing: (_request, reply, payload, done) => {
+            if (fail) reply.code(403).send('early'); else done(null, payload)
+          }
+        }, handler)
         app.post('/empty', { preParsing: async () => { await reject() } }, handler)
         app.post('/bad-type', async () => 'ran')
-        app.post('/used', async () => { const response = new Response('ran'); if (fail) await response.text(); return response })
-        app.post('/invalid-payload', async (_request, reply) => { if (fail) reply.header('content-type', 'text/plain'); return fail ? { not: 'text' } : 'ran' })
+        app.post('/used', async () => {
+          const response = new Response('ran')
+          if (fail) await response.text()
+          return response
+        })
+        app.post('/invalid-payload', async (_request, reply) => {
+          if (fail) reply.header('content-type', 'text/plain')
+          return fail ? { not: 'text' } : 'ran'
+        })
       }
     })
-    const cases: Array<[string, string | undefined]> = [['/throws', '{}'], ['/throws-sync', '{}'], ['/serializer', '{}'], ['/serialization', '{}'], ['/on-send', '{}'], ['/parsing', '{}'], ['/reads-all', '{}'], ['/early', '{}'], ['/empty', undefined], ['/invalid-payload', '{}'], ['/used', '{}']]
+    const cases: Array<[string, string | undefined]> = [
+      ['/throws', '{}'], ['/throws-sync', '{}'], ['/serializer', '{}'], ['/serialization', '{}'], ['/on-send', '{}'],
+      ['/parsing', '{}'], ['/reads-all', '{}'], ['/early', '{}'], ['/empty', undefined], ['/invalid-payload', '{}'],
+      ['/used', '{}']
+    ]
     for (const [path, body] of cases) {
       if (path === '/reads-all' && mode.endsWith('first')) continue // the hook runs after the plugin's there, as its guarantee says
       fail = true
@@ -90,15 +127,24 @@ for (const mode of MODES) {
     const unsupported = { path: '/bad-type', headers: { 'content-type': 'text/unknown', 'idempotency-key': 'u' } }
     t.equal((await post('u', 'x', unsupported)).status, 415)
     t.equal((await post('u', '{}', { path: '/bad-type' })).text, 'ran', 'a 415 is no outcome')
-    t.equal((await post('c', 'x', { path: '/bad-type', headers: { 'content-type': 'text/custom', 'idempotency-key': 'c' } })).status, 500)
+    t.equal((
+      await post('c', 'x', { path: '/bad-type', headers: { 'content-type': 'text/custom', 'idempotency-key': 'c' } })
+    ).status, 500)
   })
 
   t.test(`G6: hijacked and raw replies are done, but cannot be replayed (${mode})`, async t => {
     let runs = 0
     const { post } = await start(t, mode, {
       routes: app => {
-        app.post('/hijack', (_request, reply) => { runs++; reply.hijack(); reply.raw.writeHead(202); reply.raw.end('raw') })
-        app.post('/hijack-async', async (_request, reply) => { runs++; reply.hijack(); await new Promise(resolve => setImmediate(resolve)); reply.raw.end('raw') })
+        app.post(
+          '/hijack', (_request, reply) => { runs++; reply.hijack(); reply.raw.writeHead(202); reply.raw.end('raw') }
+        )
+        app.post('/hijack-async', async (_request, reply) => {
+          runs++
+          reply.hijack()
+          await new Promise(resolve => setImmediate(resolve))
+          reply.raw.end('raw')
+        })
         app.post('/raw', async (_request, reply) => { runs++; reply.raw.end('raw') })
         app.post('/raw-fails', async (_request, reply) => { runs++; reply.raw.statusCode = 500; reply.raw.end('raw') })
       }
@@ -106,7 +152,9 @@ for (const mode of MODES) {
     for (const [path, status] of [['/hijack', 202], ['/hijack-async', 200], ['/raw', 200]] as const) {
       t.equal((await post(path, '{}', { path })).text, 'raw')
       let retry = await post(path, '{}', { path })
-      await until(async () => (retry = await post(path, '{}', { path })).json().code !== 'idempotency_in_progress', 'the end of the reply')
+      await until(async () => (
+        retry = await post(path, '{}', { path })
+      ).json().code !== 'idempotency_in_progress', 'the end of the reply')
       t.equal(retry.status, 409)
       t.match(retry.json(), { code: 'idempotency_response_unavailable', message: new RegExp(`status ${status}`) })
       t.equal((await post(path, '{"other":1}', { path })).json().code, 'idempotency_key_mismatch')
@@ -131,12 +179,25 @@ for (const mode of MODES) {
     const served = await start(t, mode, {
       routes: app => {
         app.post('/value', async (_request, reply) => { await wait('/value', reply.raw); return { runs } })
-        app.post('/undefined', async (_request, reply) => { reply.code(204).header('x-mark', 'yes'); await wait('/undefined', reply.raw) })
-        app.post('/callback', (_request, reply) => { wait('/callback', reply.raw).then(() => reply.send({ runs }), () => {}) })
-        app.post('/delegated', async (_request, reply) => { wait('/delegated', reply.raw).then(() => reply.send({ runs }), () => {}); return await reply })
-        app.post('/stream', async (_request, reply) => { await wait('/stream', reply.raw); return await reply.send(Readable.from(['a', 'b'])) })
+        app.post('/undefined', async (_request, reply) => {
+          reply.code(204).header('x-mark', 'yes')
+          await wait('/undefined', reply.raw)
+        })
+        app.post(
+          '/callback', (_request, reply) => { wait('/callback', reply.raw).then(() => reply.send({ runs }), () => {}) }
+        )
+        app.post('/delegated', async (_request, reply) => {
+          wait('/delegated', reply.raw).then(() => reply.send({ runs }), () => {})
+          return await reply
+        })
+        app.post('/stream', async (_request, reply) => {
+          await wait('/stream', reply.raw)
+          return await reply.send(Readable.from(['a', 'b']))
+        })
         app.post('/throws', async (_request, reply) => { await wait('/throws', reply.raw); throw new Error('late') })
-        app.post('/undefined-fails', async (_request, reply) => { reply.code(503); await wait('/undefined-fails', reply.raw) })
+        app.post(
+          '/undefined-fails', async (_request, reply) => { reply.code(503); await wait('/undefined-fails', reply.raw) }
+        )
       }
     })
     const { port, post } = served
@@ -144,7 +205,9 @@ for (const mode of MODES) {
       const started = gate()
       entered.set(path, started.open)
       const before = runs
-      const socket = await cutting(port, head(path, path, 'Content-Length: 2\r\nContent-Type: application/json\r\n') + '{}')
+      const socket = await cutting(
+        port, head(path, path, 'Content-Length: 2\r\nContent-Type: application/json\r\n') + '{}'
+      )
       await started.promise
       t.equal((await post(path, '{}', { path })).json().code, 'idempotency_in_progress', `${path} still runs`)
       socket.destroy()
@@ -155,7 +218,11 @@ for (const mode of MODES) {
       if (free) continue
       const retry = await post(path, '{}', { path })
       t.equal(retry.replayed, true, path)
-      if (path === '/undefined') t.same([retry.status, retry.text, retry.headers['x-mark'], retry.headers['content-type']], [204, '', 'yes', undefined])
+      if (path === '/undefined') {
+        t.same(
+          [retry.status, retry.text, retry.headers['x-mark'], retry.headers['content-type']], [204, '', 'yes', undefined]
+        )
+      }
       t.equal(runs, before + 1)
     }
   })
@@ -164,7 +231,9 @@ for (const mode of MODES) {
     // In object mode chunks are not merged: the first leaves when the second has come.
     const chunks = (): PassThrough => new PassThrough({ objectMode: true, highWaterMark: 100 })
     let source = chunks()
-    const served = await start(t, mode, { routes: app => app.post('/', async (_request, reply) => await reply.send(source)) })
+    const served = await start(
+      t, mode, { routes: app => app.post('/', async (_request, reply) => await reply.send(source)) }
+    )
     const begin = async (key: string): Promise<Socket> => {
       const socket = await cutting(served.port, head('/', key))
       source.write('first')
@@ -198,7 +267,15 @@ for (const mode of MODES) {
     let runs = 0
     const served = await start(t, mode, {
       fastify: { bodyLimit: 1_000 },
-      before: app => { app.addContentTypeParser('text/late', (_request, payload, done) => { setTimeout(() => { let n = 0; payload.on('data', (chunk: Buffer) => { n += chunk.length }).on('end', () => done(null, n)).on('error', done) }, 10) }) },
+      before: app => {
+        app.addContentTypeParser('text/late', (_request, payload, done) => {
+          setTimeout(() => {
+            let n = 0; payload.on(
+              'data', (chunk: Buffer) => { n += chunk.length }
+            ).on('end', () => done(null, n)).on('error', done)
+          }, 10)
+        })
+      },
       routes: app => {
         app.post('/', async request => ({ runs: ++runs, body: request.body }))
         app.post('/validated', { schema: { body: { type: 'object', required: ['a'] } } }, async () => 'ok')
@@ -206,7 +283,9 @@ for (const mode of MODES) {
     })
     const { port, post } = served
     for (const type of ['application/json', 'text/late']) {
-      const socket = await cutting(port, head('/', type, `Content-Length: 100\r\nContent-Type: ${type}\r\n`) + '{"half":')
+      const socket = await cutting(
+        port, head('/', type, `Content-Length: 100\r\nContent-Type: ${type}\r\n`) + '{"half":'
+      )
       await until(async () => await stateOf(served, type) === 'held', 'the claim')
       socket.destroy()
       await until(async () => await stateOf(served, type) === 'freed', 'the key is free')
@@ -228,11 +307,15 @@ for (const mode of MODES) {
       const bad = await post(`bad${path}`, body, { path })
       t.equal(bad.status, 400)
       const again = await post(`bad${path}`, body, { path })
-      t.same([again.status, again.text, again.replayed], [400, bad.text, true], 'a whole body that is refused is an outcome')
+      t.same(
+        [again.status, again.text, again.replayed], [400, bad.text, true], 'a whole body that is refused is an outcome'
+      )
     }
 
     // A replay is not sent to half a body.
-    const socket = await cutting(port, head('/', 'application/json', 'Content-Length: 10\r\nContent-Type: application/json\r\n') + '{"half":')
+    const socket = await cutting(
+      port, head('/', 'application/json', 'Content-Length: 10\r\nContent-Type: application/json\r\n') + '{"half":'
+    )
     let seen = ''
     socket.on('data', chunk => { seen += String(chunk) })
     await new Promise(resolve => setTimeout(resolve, 30))
@@ -243,7 +326,9 @@ for (const mode of MODES) {
     socket.destroy()
 
     // Nor does it matter if the rest never comes.
-    const half = await cutting(port, head('/', 'application/json', 'Content-Length: 10\r\nContent-Type: application/json\r\n') + '{"half":')
+    const half = await cutting(
+      port, head('/', 'application/json', 'Content-Length: 10\r\nContent-Type: application/json\r\n') + '{"half":'
+    )
     await new Promise(resolve => setTimeout(resolve, 30))
     half.destroy()
     t.equal((await post('application/json', '{"half":1}')).replayed, true)
@@ -255,18 +340,46 @@ for (const mode of MODES) {
     const { post } = await start(t, mode, {
       before: async app => {
         await app.register(multipart)
-        app.addContentTypeParser('text/pipe', (_request, payload, done) => { const through = new PassThrough(); let n = 0; payload.pipe(through).on('data', (chunk: Buffer) => { n += chunk.length }).on('end', () => done(null, n)) })
-        app.addContentTypeParser('text/await', async (_request: unknown, payload: Readable) => { let n = 0; for await (const chunk of payload) n += (chunk as Buffer).length; return n })
-        app.addContentTypeParser('text/events', (_request, payload, done) => { let n = 0; payload.on('data', (chunk: Buffer) => { n += chunk.length }); payload.on('end', () => done(null, n)) })
-        app.addContentTypeParser('text/sleep', (_request, payload, done) => { setTimeout(() => { let n = 0; payload.on('data', (chunk: Buffer) => { n += chunk.length }).on('end', () => done(null, n)) }, 5) })
+        app.addContentTypeParser(
+          'text/pipe',
+          (_request, payload, done) => {
+            const through = new PassThrough(); let n = 0; payload.pipe(through).on(
+              'data', (chunk: Buffer) => { n += chunk.length }
+            ).on('end', () => done(null, n))
+          }
+        )
+        app.addContentTypeParser('text/await', async (_request: unknown, payload: Readable) => {
+          let n = 0
+          for await (const chunk of payload) n += (chunk as Buffer).length
+          return n
+        })
+        app.addContentTypeParser('text/events', (_request, payload, done) => {
+          let n = 0; payload.on(
+            'data', (chunk: Buffer) => { n += chunk.length }
+          ); payload.on('end', () => done(null, n))
+        })
+        app.addContentTypeParser('text/sleep', (_request, payload, done) => {
+          setTimeout(() => {
+            let n = 0
+            payload.on('data', (chunk: Buffer) => { n += chunk.length }).on('end', () => done(null, n))
+          }, 5)
+        })
       },
       routes: app => {
         app.post('/', async request => ({ runs: ++runs, length: request.body }))
-        app.post('/later', { preParsing: [async (_r, _p, payload) => { await new Promise(resolve => setTimeout(resolve, 5)); return payload }] }, async request => ({ runs: ++runs, body: request.body }))
+        app.post('/later', {
+          preParsing: [
+            async (_r, _p, payload) => { await new Promise(resolve => setTimeout(resolve, 5)); return payload }
+          ]
+        }, async request => ({ runs: ++runs, body: request.body }))
         app.post('/gunzip', { preParsing: gunzipped }, async request => ({ runs: ++runs, body: request.body }))
         app.post('/upload', async request => {
           let bytes = 0
-          for await (const part of request.files()) for await (const chunk of part.file) bytes += (chunk as Buffer).length
+          for await (const part of request.files()) {
+            for await (
+              const chunk of part.file
+            ) bytes += (chunk as Buffer).length
+          }
           return { runs: ++runs, bytes }
         })
         app.post('/unread', async () => ({ runs: ++runs }))
@@ -275,7 +388,10 @@ for (const mode of MODES) {
     })
     const big = Array.from({ length: 40 }, (_, i) => String(i % 10).repeat(3_000))
     const other = [...big.slice(0, -1), 'x'.repeat(3_000)]
-    const check = async (name: string, body: string | Buffer | string[], different: string | Buffer | string[], path: string, type: string, more = {}) => {
+    const check = async (
+      name: string, body: string | Buffer | string[], different: string | Buffer | string[], path: string, type: string,
+      more = {}
+    ) => {
       const call = { path, headers: { 'content-type': type, 'idempotency-key': name, ...more } }
       const first = await post(name, body, call)
       t.equal(first.status, 200, `${name}: ${first.text.slice(0, 200)}`)
@@ -284,22 +400,47 @@ for (const mode of MODES) {
       t.equal((await post(name, different, call)).json().code, 'idempotency_key_mismatch', name)
       return first.json()
     }
-    for (const type of ['text/pipe', 'text/await', 'text/events', 'text/sleep', 'text/plain']) await check(type, big, other, '/', type)
+    for (const type of ['text/pipe', 'text/await', 'text/events', 'text/sleep', 'text/plain']) {
+      await check(
+        type, big, other, '/', type
+      )
+    }
     t.match(await check('async preParsing', '{"a":1}', '{"a":2}', '/later', 'application/json'), { body: { a: 1 } })
-    t.match(await check('gunzip', gzipSync('{"a":1}'), gzipSync('{"a":2}'), '/gunzip', 'application/json', { 'content-encoding': 'gzip' }), { body: { a: 1 } })
+    t.match(await check(
+      'gunzip', gzipSync('{"a":1}'), gzipSync('{"a":2}'), '/gunzip', 'application/json', { 'content-encoding': 'gzip' }
+    ), { body: { a: 1 } })
     const form = (text: string) => `--b\r\nContent-Disposition: form-data; name="f"; filename="f.txt"\r\nContent-Type: text/plain\r\n\r\n${text}\r\n--b--\r\n`
-    t.match(await check('multipart', form('x'.repeat(100_000)), form('y'.repeat(100_000)), '/upload', 'multipart/form-data; boundary=b'), { bytes: 100_000 })
-    await check('unread multipart', form('x'.repeat(100_000)), form('y'.repeat(100_000)), '/unread', 'multipart/form-data; boundary=b')
-    await check('begun multipart', form('x'.repeat(300_000)), form('y'.repeat(300_000)), '/begun', 'multipart/form-data; boundary=b')
+    t.match(await check(
+      'multipart', form('x'.repeat(100_000)), form('y'.repeat(100_000)), '/upload', 'multipart/form-data; boundary=b'
+    ), { bytes: 100_000 })
+    await check(
+      'unread multipart', form('x'.repeat(100_000)), form('y'.repeat(100_000)), '/unread',
+      'multipart/form-data; boundary=b'
+    )
+    await check(
+      'begun multipart', form('x'.repeat(300_000)), form('y'.repeat(300_000)), '/begun',
+      'multipart/form-data; boundary=b'
+    )
     await check('one chunk or many', big.join(''), other, '/', 'text/plain')
-    const chunked = await post('one chunk or many', big, { headers: { 'content-type': 'text/plain', 'idempotency-key': 'one chunk or many' } })
+    const chunked = await post(
+      'one chunk or many', big, { headers: { 'content-type': 'text/plain', 'idempotency-key': 'one chunk or many' } }
+    )
     t.equal(chunked.replayed, true)
   })
 
   t.test(`G8: bodies by inject, strings and streams, and none (${mode})`, async t => {
     let runs = 0
     const { app } = await start(t, mode, { routes: app => app.post('/', async () => ({ runs: ++runs })) })
-    const inject = async (key: string, payload?: string | Readable, type = 'text/plain') => await app.inject({ method: 'POST', url: '/', headers: { 'idempotency-key': key, ...(payload === undefined ? {} : { 'content-type': type }) }, ...(payload === undefined ? {} : { payload }) })
+    const inject = async (key: string, payload?: string | Readable, type = 'text/plain') => await app.inject(
+      {
+        method: 'POST',
+        url: '/',
+        headers: {
+          'idempotency-key': key, ...(payload === undefined ? {} : { 'content-type': type })
+        },
+        ...(payload === undefined ? {} : { payload })
+      }
+    )
     const first = await inject('k', 'body')
     t.equal((await inject('k', 'body')).payload, first.payload)
     t.equal((await inject('k', Readable.from(['bo', 'dy']))).headers['idempotent-replayed'], 'true')
@@ -324,9 +465,16 @@ for (const mode of MODES) {
       routes: app => {
         const work = async () => { runs++; await finish.promise; if (fail) throw new Error('failed late') }
         app.post('/async', async () => { await work(); return 'late' })
-        app.post('/callback', (_request, reply) => { work().then(() => reply.send('late'), (error: Error) => reply.send(error)) })
-        app.post('/delegated', async (_request, reply) => { work().then(() => reply.send('late'), (error: Error) => reply.send(error)); return await reply })
-        app.post('/hook', { preHandler: (_request, _reply, done) => { finish.promise.then(() => done(), () => {}) } }, async () => { runs++; return 'ran' })
+        app.post('/callback', (_request, reply) => {
+          work().then(() => reply.send('late'), (error: Error) => reply.send(error))
+        })
+        app.post('/delegated', async (_request, reply) => {
+          work().then(() => reply.send('late'), (error: Error) => reply.send(error))
+          return await reply
+        })
+        app.post('/hook', {
+          preHandler: (_request, _reply, done) => { finish.promise.then(() => done(), () => {}) }
+        }, async () => { runs++; return 'ran' })
       }
     })
     for (const path of ['/async', '/callback', '/delegated']) {
@@ -340,7 +488,11 @@ for (const mode of MODES) {
         await until(async () => await stateOf(served, key) !== 'held', `the end of ${key}`)
         t.equal(runs, before + 1)
         if (fail) t.equal(await stateOf(served, key), 'freed')
-        else t.match((await served.post(key, undefined, { path })).json(), { code: 'idempotency_response_unavailable', message: /status 503/ })
+        else {
+          t.match((await served.post(key, undefined, { path })).json(), {
+            code: 'idempotency_response_unavailable', message: /status 503/
+          })
+        }
       }
     }
     finish = gate()
@@ -365,13 +517,25 @@ for (const mode of STORES) {
     const app = Fastify({ http2: true })
     await app.register(idempotency, await storeOptions(mode))
     app.post('/', async (_request, reply) => await reply.code(201).send({ runs: ++runs }))
-    app.post('/slow', async (_request, reply) => { const closed = once(reply.raw, 'close'); entered.open(); await closed; reply.code(204) })
+    app.post('/slow', async (_request, reply) => {
+      const closed = once(reply.raw, 'close')
+      entered.open()
+      await closed
+      reply.code(204)
+    })
     const entered = gate()
     await app.listen({ port: 0, host: '127.0.0.1' })
     const session = http2.connect(`http://127.0.0.1:${(app.server.address() as AddressInfo).port}`)
     t.teardown(async () => { session.destroy(); await app.close() })
     const post = async (key: string, body?: string, type = 'application/json') => {
-      const stream = session.request({ ':method': 'POST', ':path': '/', 'idempotency-key': key, ...(body === undefined || type === '' ? {} : { 'content-type': type }) }, { endStream: body === undefined })
+      const stream = session.request({
+        ':method': 'POST',
+        ':path': '/',
+        'idempotency-key': key,
+        ...(
+          body === undefined || type === '' ? {} : { 'content-type': type }
+        )
+      }, { endStream: body === undefined })
       if (body !== undefined) stream.end(body)
       const [headers] = await once(stream, 'response') as [http2.IncomingHttpHeaders & http2.IncomingHttpStatusHeader]
       let text = ''
@@ -389,16 +553,22 @@ for (const mode of STORES) {
     t.same(await post('untyped', 'x', ''), { ...untyped, replayed: 'true' })
     t.equal((await post('untyped', 'y', '')).status, 409)
 
-    const stream = session.request({ ':method': 'POST', ':path': '/slow', 'idempotency-key': 'gone' }, { endStream: true })
+    const stream = session.request(
+      { ':method': 'POST', ':path': '/slow', 'idempotency-key': 'gone' }, { endStream: true }
+    )
     stream.on('error', () => {})
     await entered.promise
     stream.close(http2.constants.NGHTTP2_CANCEL)
-    await until(async () => (await app.idempotency.inspect({ key: 'gone' }))?.state === 'completed', 'the result of a cancelled stream')
+    await until(async () => (
+      await app.idempotency.inspect({ key: 'gone' })
+    )?.state === 'completed', 'the result of a cancelled stream')
 
     // Node.js ends the body of a stream that was cut off as if it were whole.
     for (const length of [{}, { 'content-length': 8 }]) {
       const key = `cut ${Object.keys(length).length}`
-      const cut = session.request({ ':method': 'POST', ':path': '/', 'idempotency-key': key, 'content-type': 'application/json', ...length })
+      const cut = session.request(
+        { ':method': 'POST', ':path': '/', 'idempotency-key': key, 'content-type': 'application/json', ...length }
+      )
       cut.on('error', () => {})
       cut.write('{"a":1')
       await until(async () => (await app.idempotency.inspect({ key }))?.state === 'held', 'the key is held')
@@ -471,7 +641,11 @@ for (const mode of STORES) {
     const { port, app } = await start(t, mode, {
       options: {
         store: {
-          claim: async (key, request) => { claiming.open(); await answer.promise; return await real.claim(key, request) },
+          claim: async (key, request) => {
+            claiming.open()
+            await answer.promise
+            return await real.claim(key, request)
+          },
           renew: (...args) => real.renew(...args),
           complete: (...args) => real.complete(...args),
           release: (...args) => real.release(...args),
@@ -504,10 +678,16 @@ for (const mode of STORES) {
           reply.hijack()
           hijacked = true
         })
-        app.post('/lazy', async request => { await new Promise(resolve => request.raw.once('close', resolve)); return 'ran' })
+        app.post(
+          '/lazy', async request => { await new Promise(resolve => request.raw.once('close', resolve)); return 'ran' }
+        )
         app.post('/lazy-hijack', (_request, reply) => { reply.hijack(); reply.raw.end('raw') })
-        app.post('/lazy-early', { preHandler: async (_request, reply) => await reply.code(403).send('no') }, async () => 'ran')
-        app.post('/text', { preParsing: [async (request, _reply, payload) => { request.raw.setEncoding('utf8'); return payload }] }, async request => request.body)
+        app.post(
+          '/lazy-early', { preHandler: async (_request, reply) => await reply.code(403).send('no') }, async () => 'ran'
+        )
+        app.post('/text', {
+          preParsing: [async (request, _reply, payload) => { request.raw.setEncoding('utf8'); return payload }]
+        }, async request => request.body)
       }
     })
     const { port, post } = served
@@ -531,7 +711,9 @@ for (const mode of STORES) {
       half.destroy()
       t.equal(await settled(path), 'freed', `${path}: an upload that is cut off is no outcome`)
     }
-    t.equal((await post('early', 'x'.repeat(500_000), { path: '/lazy-early', headers: { 'content-type': 'text/lazy', 'idempotency-key': 'early' } })).status, 403)
+    t.equal((await post('early', 'x'.repeat(500_000), {
+      path: '/lazy-early', headers: { 'content-type': 'text/lazy', 'idempotency-key': 'early' }
+    })).status, 403)
     t.equal(await settled('early'), 'freed')
     const text = { path: '/text', headers: { 'content-type': 'text/plain', 'idempotency-key': 'text' } }
     const first = await post('text', 'häß', text)
@@ -541,7 +723,9 @@ for (const mode of STORES) {
   t.test(`G13: a large stream to a client that reads slowly (${mode})`, async t => {
     const { port, post } = await start(t, mode, {
       options: { maxResponseBytes: 20_000_000 },
-      routes: app => app.post('/', async () => Readable.from(Array.from({ length: 200 }, () => Buffer.alloc(50_000, 'x'))))
+      routes: app => app.post(
+        '/', async () => Readable.from(Array.from({ length: 200 }, () => Buffer.alloc(50_000, 'x')))
+      )
     })
     const socket = await cutting(port, head('/', 'k', 'Connection: close\r\n'))
     socket.pause()
@@ -563,7 +747,9 @@ for (const mode of STORES) {
     })
     for (const path of ['/string', '/buffer', '/stream']) {
       t.equal((await post(path, '{}', { path })).text, 'x'.repeat(11))
-      t.match((await post(path, '{}', { path })).json(), { code: 'idempotency_response_unavailable', message: /status 200/ })
+      t.match(
+        (await post(path, '{}', { path })).json(), { code: 'idempotency_response_unavailable', message: /status 200/ }
+      )
     }
     await post('e', '{}', { path: '/exact' })
     t.equal((await post('e', '{}', { path: '/exact' })).text, '€€€x')
@@ -611,10 +797,14 @@ t.test('G6: bad gzip in front of a replay ends like any other mismatch', async t
 for (const mode of MODES) {
   t.test(`G6: an empty body with a content type is answered at once (${mode})`, async t => {
     const { post } = await start(t, mode, {
-      before: app => { app.addContentTypeParser('text/any', { parseAs: 'string' }, (_request, body, done) => done(null, body)) },
+      before: app => {
+        app.addContentTypeParser('text/any', { parseAs: 'string' }, (_request, body, done) => done(null, body))
+      },
       routes: app => app.post('/', async request => ({ body: request.body }))
     })
-    const empty = async (type: string) => await post(type, '', { headers: { 'content-type': type, 'idempotency-key': type } })
+    const empty = async (type: string) => await post(
+      type, '', { headers: { 'content-type': type, 'idempotency-key': type } }
+    )
     for (const replayed of [false, true]) {
       const json = await empty('application/json')
       t.same([json.status, json.json().code, json.replayed], [400, 'FST_ERR_CTP_EMPTY_JSON_BODY', replayed])
@@ -644,7 +834,9 @@ for (const mode of MODES) {
     const served = await start(t, mode, {
       routes: app => {
         app.post('/response', async () => Response.error())
-        app.post('/cacheable', { config: { idempotency: { cacheable: () => { throw new Error('a fault in an option') } } } }, async () => 'ok')
+        app.post('/cacheable', {
+          config: { idempotency: { cacheable: () => { throw new Error('a fault in an option') } } }
+        }, async () => 'ok')
       }
     })
     t.equal((await served.post('response', '{}', { path: '/response' })).status, 500)
@@ -691,7 +883,9 @@ for (const mode of MODES) {
       t.equal((await served.post(path, undefined, { ...call, path })).status, 503)
       await until(async () => await stateOf(served, path) !== 'held', 'the end')
     }
-    t.match((await served.post('/', undefined, call)).json(), { code: 'idempotency_response_unavailable', message: /status 503/ })
+    t.match((await served.post('/', undefined, call)).json(), {
+      code: 'idempotency_response_unavailable', message: /status 503/
+    })
   })
 }
 
@@ -704,7 +898,12 @@ t.test('G6: an upload that is cut off behind an instance hook that decodes frees
     },
     routes: app => {
       app.post('/early', async () => { entered.get('/early')?.open(); return 'early' })
-      app.post('/late', async (_request, reply) => { const closed = once(reply.raw, 'close'); entered.get('/late')?.open(); await closed; return 'late' })
+      app.post('/late', async (_request, reply) => {
+        const closed = once(reply.raw, 'close')
+        entered.get('/late')?.open()
+        await closed
+        return 'late'
+      })
     }
   })
   for (const [path, { promise }] of entered) {

@@ -15,10 +15,29 @@ const EVENTS = ['takeovers', 'late holders', 'late grants', 'replays', 'mismatch
 
 const peer = fc.nat({ max: 2 })
 const op: fc.Arbitrary<Op> = fc.oneof(
-  { weight: 9, arbitrary: fc.record({ op: fc.constant('send'), peer, key: fc.constantFrom(0, 0, 0, 1), body: fc.constantFrom(0, 0, 0, 1) }) },
-  { weight: 5, arbitrary: fc.record({ op: fc.constant('finish'), nth: fc.nat({ max: 3 }), as: fc.constantFrom<Ending>('created', 'refused', 'failed', 'thrown') }) },
+  {
+    weight: 9,
+    arbitrary: fc.record(
+      { op: fc.constant('send'), peer, key: fc.constantFrom(0, 0, 0, 1), body: fc.constantFrom(0, 0, 0, 1) }
+    )
+  },
+  {
+    weight: 5,
+    arbitrary: fc.record({
+      op: fc.constant('finish'),
+      nth: fc.nat({ max: 3 }),
+      as: fc.constantFrom<Ending>(
+        'created', 'refused', 'failed', 'thrown'
+      )
+    })
+  },
   { weight: 3, arbitrary: fc.record({ op: fc.constant('pass'), thirds: fc.constantFrom(3, 1, 2, 4) }) },
-  { weight: 3, arbitrary: fc.record({ op: fc.constant('pause'), peer, link: fc.constantFrom('cut', 'mute'), frozen: fc.boolean() }) },
+  {
+    weight: 3,
+    arbitrary: fc.record(
+      { op: fc.constant('pause'), peer, link: fc.constantFrom('cut', 'mute'), frozen: fc.boolean() }
+    )
+  },
   { weight: 2, arbitrary: fc.record({ op: fc.constant('step'), peer }) },
   { weight: 2, arbitrary: fc.record({ op: fc.constant('resume'), peer }) },
   { weight: 1, arbitrary: fc.record({ op: fc.constant('crash'), peer }) }
@@ -26,7 +45,9 @@ const op: fc.Arbitrary<Op> = fc.oneof(
 
 /** How a holder is overtaken, which single steps seldom add up to; any of them may be left out. */
 const often = fc.constantFrom(false, true, true, true, true, true, true)
-const overtaking = fc.tuple(fc.tuple(often, often, often, often, often), peer, fc.boolean(), fc.constantFrom<Ending>('failed', 'created'), fc.constantFrom<Ending>('created', 'failed'))
+const overtaking = fc.tuple(fc.tuple(
+  often, often, often, often, often
+), peer, fc.boolean(), fc.constantFrom<Ending>('failed', 'created'), fc.constantFrom<Ending>('created', 'failed'))
   .map(([use, peer, frozen, winner, late]): Op[] => ([
     { op: 'pause', peer, link: 'cut', frozen },
     { op: 'pass', thirds: 3 },
@@ -34,7 +55,9 @@ const overtaking = fc.tuple(fc.tuple(often, often, often, often, often), peer, f
     { op: 'finish', nth: 1, as: winner },
     { op: 'finish', nth: 0, as: late }
   ] satisfies Op[]).filter((_, i) => use[i]))
-const histories = fc.array(fc.oneof({ weight: 8, arbitrary: op.map(op => [op]) }, { weight: 1, arbitrary: overtaking }), { minLength: 1, maxLength: 30, size: 'max' }).map(parts => parts.flat())
+const histories = fc.array(fc.oneof({ weight: 8, arbitrary: op.map(op => [op]) }, {
+  weight: 1, arbitrary: overtaking
+}), { minLength: 1, maxLength: 30, size: 'max' }).map(parts => parts.flat())
 
 /** Histories of several faults, which the dice seldom throw. */
 const RARE: { [name: string]: Op[] } = {
@@ -76,7 +99,12 @@ const backends = {
           return await client.callBuffer(command, ...args)
         }
       }
-      return { store: new RedisStore(watched), pass: async ms => { await Promise.all([...keys].map(async key => await age(client, key, ms))) } }
+      return {
+        store: new RedisStore(watched),
+        pass: async ms => {
+          await Promise.all([...keys].map(async key => await age(client, key, ms)))
+        }
+      }
     }
   }
 }

@@ -22,7 +22,9 @@ const field = (content: string): Part => ({ head: 'content-disposition: form-dat
 
 /** Sends the pieces one by one, so that they arrive as chunks of their own. */
 async function upload (port: number, key: string, type: string, pieces: Buffer[]): Promise<Answer> {
-  const request = http.request({ port, host: '127.0.0.1', method: 'POST', headers: { 'content-type': type, 'idempotency-key': key } })
+  const request = http.request(
+    { port, host: '127.0.0.1', method: 'POST', headers: { 'content-type': type, 'idempotency-key': key } }
+  )
   const answered = once(request, 'response') as Promise<[http.IncomingMessage]>
   for (const piece of pieces) await new Promise(resolve => { request.write(piece, resolve) })
   request.end()
@@ -48,13 +50,23 @@ for (const mode of STORES) {
       const body = new FormData()
       body.append('text', text)
       body.append('file', new Blob([file]), 'a.bin')
-      const answer = await fetch(`http://127.0.0.1:${port}/`, { method: 'POST', headers: { 'idempotency-key': 'form' }, body })
-      return { status: answer.status, replayed: answer.headers.get('idempotent-replayed'), body: await answer.json() as Record<string, unknown> }
+      const answer = await fetch(
+        `http://127.0.0.1:${port}/`, { method: 'POST', headers: { 'idempotency-key': 'form' }, body }
+      )
+      return {
+        status: answer.status,
+        replayed: answer.headers.get(
+          'idempotent-replayed'
+        ),
+        body: await answer.json() as Record<string, unknown>
+      }
     }
     const first = await send('file', 'text')
     t.same(first, { status: 200, replayed: null, body: { file: 'file', text: 'text' } })
     t.same(await send('file', 'text'), { ...first, replayed: 'true' })
-    t.match(await send('another', 'text'), { status: 409, body: { code: 'idempotency_key_mismatch', message: /different request body/ } })
+    t.match(await send('another', 'text'), {
+      status: 409, body: { code: 'idempotency_key_mismatch', message: /different request body/ }
+    })
     t.match(await send('file', 'other'), { status: 409 })
     t.equal(runs, 1)
   })
@@ -62,21 +74,38 @@ for (const mode of STORES) {
 
 t.test('G8: whatever the parts, boundaries and chunks: the same parts are the same request, other parts are not', async t => {
   const { port } = await start(t, 'memory', { routes: raw })
-  const boundary = fc.string({ unit: fc.constantFrom(...'abAB01-_'), minLength: 1, maxLength: 6 }).map(text => `x${text}x`)
+  const boundary = fc.string(
+    { unit: fc.constantFrom(...'abAB01-_'), minLength: 1, maxLength: 6 }
+  ).map(text => `x${text}x`)
   // Contents that are full of what looks like delimiters.
-  const content = fc.array(fc.constantFrom('\r\n', '\r', '\n', '--', '-', 'x', 'text', '\r\n--', 'é'), { maxLength: 8 }).map(texts => texts.join(''))
+  const content = fc.array(
+    fc.constantFrom('\r\n', '\r', '\n', '--', '-', 'x', 'text', '\r\n--', 'é'), { maxLength: 8 }
+  ).map(texts => texts.join(''))
   let count = 0
   await fc.assert(fc.asyncProperty(fc.record({
-    one: boundary, other: boundary, contents: fc.array(content, { maxLength: 4 }), size: fc.integer({ min: 1, max: 40 }), change: fc.nat(3), preamble: content
+    one: boundary,
+    other: boundary,
+    contents: fc.array(
+      content, { maxLength: 4 }
+    ),
+    size: fc.integer({ min: 1, max: 40 }),
+    change: fc.nat(3),
+    preamble: content
   }), async ({ one, other, contents, size, change, preamble }) => {
     const start = preamble === '' ? '' : `${preamble}\r\n`
     const body = (boundary: string, texts: string[]): Buffer => Buffer.from(write(boundary, texts.map(field), start))
     // The writer of a form chooses a boundary that is not in it.
-    fc.pre([one, other].every(boundary => ![preamble, ...contents].some(text => `\r\n${text}\r\n`.includes(`\r\n--${boundary}`))))
+    fc.pre([one, other].every(
+      boundary => ![preamble, ...contents].some(text => `\r\n${text}\r\n`.includes(`\r\n--${boundary}`))
+    ))
     const key = `k${count++}`
     await upload(port, key, typeOf(one), cut(body(one, contents), size))
     const same = await upload(port, key, typeOf(other), cut(body(other, contents), 41 - size))
-    const changed = contents.length === 0 ? ['more'] : contents.map((text, i) => i === change % contents.length ? `${text}!` : text)
+    const changed = contents.length === 0
+      ? ['more']
+      : contents.map(
+        (text, i) => i === change % contents.length ? `${text}!` : text
+      )
     const mismatch = await upload(port, key, typeOf(other), cut(body(other, changed), size))
     return same.replayed && mismatch.json().code === 'idempotency_key_mismatch'
   }), { numRuns: 100 })
@@ -85,7 +114,9 @@ t.test('G8: whatever the parts, boundaries and chunks: the same parts are the sa
 t.test('G8: where the boundary is in doubt, it counts like any other byte', async t => {
   const { port } = await start(t, 'memory', { routes: raw })
   const parts = [field('1'), field('2')]
-  const retried = async (make: (boundary: string) => string, type = typeOf): Promise<[same: boolean, other: boolean]> => {
+  const retried = async (make: (boundary: string) => string, type = typeOf): Promise<[
+    same: boolean, other: boolean
+  ]> => {
     const key = `k${Math.random()}`
     await upload(port, key, type('one'), [Buffer.from(make('one'))])
     const same = await upload(port, key, type('one'), [Buffer.from(make('one'))])
@@ -94,17 +125,36 @@ t.test('G8: where the boundary is in doubt, it counts like any other byte', asyn
   }
   t.same(await retried(boundary => write(boundary, parts)), [true, true], 'in order')
   t.same(await retried(boundary => write(boundary, parts, '', 'epilogue')), [true, true], 'an epilogue')
-  t.same(await retried(boundary => write(boundary, parts), boundary => `Multipart/Mixed; charset=utf-8; Boundary="${boundary}"`), [true, true], 'quoted')
+  t.same(await retried(
+    boundary => write(boundary, parts), boundary => `Multipart/Mixed; charset=utf-8; Boundary="${boundary}"`
+  ), [true, true], 'quoted')
   t.same(await retried(boundary => write(boundary, parts).replace(/--\r\n$/, '')), [true, false], 'not closed')
-  t.same(await retried(boundary => write(boundary, parts).replace(/\r\n$/, `\r\n--${boundary}--`)), [true, false], 'closed twice')
-  t.same(await retried(boundary => write(boundary, [...parts, field(`line\r\n--${boundary}more`)])), [true, false], 'a line that begins like a delimiter')
+  t.same(await retried(
+    boundary => write(boundary, parts).replace(/\r\n$/, `\r\n--${boundary}--`)
+  ), [true, false], 'closed twice')
+  t.same(await retried(boundary => write(boundary, [
+    ...parts, field(`line\r\n--${boundary}more`)
+  ])), [true, false], 'a line that begins like a delimiter')
   t.same(await retried(boundary => write(boundary, parts).replace('\r\n', ' \t\r\n')), [true, true], 'padding')
-  t.same(await retried(boundary => write(boundary, [...parts, field(boundary)])), [true, false], 'the boundary as content')
-  t.same(await retried(boundary => write(boundary, parts), boundary => `multipart/form-data; boundary=${boundary}; boundary=three`), [true, false], 'two boundaries')
-  t.same(await retried(boundary => write(boundary, parts), boundary => `multipart/form-data; boundary="${boundary}\\""`), [true, false], 'an escape')
+  t.same(
+    await retried(boundary => write(boundary, [...parts, field(boundary)])), [true, false], 'the boundary as content'
+  )
+  t.same(await retried(
+    boundary => write(boundary, parts), boundary => `multipart/form-data; boundary=${boundary}; boundary=three`
+  ), [true, false], 'two boundaries')
+  t.same(await retried(
+    boundary => write(boundary, parts), boundary => `multipart/form-data; boundary="${boundary}\\""`
+  ), [true, false], 'an escape')
   t.same(await retried(boundary => write(boundary, parts), () => 'multipart/form-data'), [true, false], 'none')
-  t.same(await retried(boundary => write(boundary, parts), boundary => `multipart/form-data; boundary=----=_Part:/${boundary}`), [true, false], 'another one than the body has')
-  t.same(await retried(boundary => write(`----=_Part:/${boundary}`, parts), boundary => `multipart/form-data; boundary=----=_Part:/${boundary}`), [true, true], 'bare, though it should be quoted')
+  t.same(await retried(
+    boundary => write(boundary, parts), boundary => `multipart/form-data; boundary=----=_Part:/${boundary}`
+  ), [true, false], 'another one than the body has')
+  t.same(
+    await retried(boundary => write(
+      `----=_Part:/${boundary}`, parts
+    ), boundary => `multipart/form-data; boundary=----=_Part:/${boundary}`),
+    [true, true], 'bare, though it should be quoted'
+  )
 })
 
 t.test('G8: what says how the bytes are read counts: the kind of multipart, its parameters, a boundary in doubt', async t => {
@@ -119,15 +169,32 @@ t.test('G8: what says how the bytes are read counts: the kind of multipart, its 
     return answer.replayed || answer.json().code
   }
   // Read by one boundary and by the other, the same bytes are two forms.
-  for (const type of [(b: string) => typeOf(b), (b: string) => `${typeOf(b)};`, (b: string) => `multipart/form-data; boundary =${b}`, (b: string) => `multipart/form-data; boundary*=utf-8''${b}`]) {
+  for (
+    const type of [
+      (b: string) => typeOf(b), (b: string) => `${typeOf(b)};`, (b: string) => `multipart/form-data; boundary =${b}`,
+      (b: string) => `multipart/form-data; boundary*=utf-8''${b}`
+    ]
+  ) {
     t.equal(await compare(type('b'), type('c')), 'idempotency_key_mismatch', type('b'))
   }
   t.equal(await compare(typeOf('b'), 'multipart/mixed; boundary=b'), 'idempotency_key_mismatch')
-  t.equal(await compare('multipart/related; start="<x>"; boundary=b', 'multipart/related; start="<y>"; boundary=b'), 'idempotency_key_mismatch')
-  t.equal(await compare('multipart/related; start="<x>"; boundary=b', 'multipart/related; start="<x>"; boundary=d', write('b', both), write('d', both)), true)
+  t.equal(await compare(
+    'multipart/related; start="<x>"; boundary=b', 'multipart/related; start="<y>"; boundary=b'
+  ), 'idempotency_key_mismatch')
+  t.equal(
+    await compare(
+      'multipart/related; start="<x>"; boundary=b', 'multipart/related; start="<x>"; boundary=d', write('b', both),
+      write('d', both)
+    ),
+    true
+  )
   // One piece and two have the same bytes without their delimiters.
-  t.equal(await compare(typeOf('b'), typeOf('b'), write('b', [field('1'), field('2')]), write('b', [field(`1\r\n--b\r\n${field('2').head}\r\n\r\n2`)])), true, 'the same form, written in two ways')
-  t.equal(await compare(typeOf('b'), typeOf('d'), write('b', [field('12'), field('3')]), write('d', [field('1'), field('23')])), 'idempotency_key_mismatch')
+  t.equal(await compare(typeOf('b'), typeOf('b'), write('b', [field('1'), field('2')]), write('b', [
+    field(`1\r\n--b\r\n${field('2').head}\r\n\r\n2`)
+  ])), true, 'the same form, written in two ways')
+  t.equal(await compare(
+    typeOf('b'), typeOf('d'), write('b', [field('12'), field('3')]), write('d', [field('1'), field('23')])
+  ), 'idempotency_key_mismatch')
 })
 
 t.test('G8: a route\'s own fingerprint sees the body as it came', async t => {
@@ -135,7 +202,9 @@ t.test('G8: a route\'s own fingerprint sees the body as it came', async t => {
     options: { fingerprint: (_request, body) => body },
     routes: raw
   })
-  const send = async (boundary: string) => await upload(port, 'k', typeOf(boundary), [Buffer.from(write(boundary, [field('1')]))])
+  const send = async (boundary: string) => await upload(
+    port, 'k', typeOf(boundary), [Buffer.from(write(boundary, [field('1')]))]
+  )
   await send('one')
   t.equal((await send('one')).replayed, true)
   t.equal((await send('two')).json().code, 'idempotency_key_mismatch')
@@ -154,8 +223,12 @@ t.test('G14: a file of 256 MiB is compared in constant memory', async t => {
   })
   const piece = Buffer.alloc(2 ** 20, 'x')
   const send = async (boundary: string, last: string): Promise<Answer> => {
-    const [head, tail] = write(boundary, [{ head: 'content-disposition: form-data; name="a"; filename="a"', content: `|${last}` }]).split('|') as [string, string]
-    const request = http.request({ port, host: '127.0.0.1', method: 'POST', headers: { 'content-type': typeOf(boundary), 'idempotency-key': 'file' } })
+    const [head, tail] = write(boundary, [
+      { head: 'content-disposition: form-data; name="a"; filename="a"', content: `|${last}` }
+    ]).split('|') as [string, string]
+    const request = http.request({
+      port, host: '127.0.0.1', method: 'POST', headers: { 'content-type': typeOf(boundary), 'idempotency-key': 'file' }
+    })
     const answered = once(request, 'response') as Promise<[http.IncomingMessage]>
     request.write(head)
     for (let i = 0; i < SIZE; i++) {

@@ -10,7 +10,9 @@ import type { FastifyInstance, FastifyReply } from 'fastify'
 import t from 'tap'
 import { headersOf, lines, MODES, start, stopRedis, type Answer } from './fixtures/app.ts'
 
-/** Every kind of payload, behind the plugins that change payloads and headers: what a client reads is the same again. */
+/**
+ * Every kind of payload, behind the plugins that change payloads and headers: what a client reads is the same again.
+ */
 
 t.teardown(stopRedis)
 
@@ -25,7 +27,9 @@ const PAYLOADS: Record<string, (reply: FastifyReply) => unknown> = {
   stream: reply => reply.type('text/plain').send(Readable.from([LONG, LONG])),
   'stream-empty': reply => reply.type('text/plain').send(Readable.from([])),
   web: reply => reply.type('text/plain').send(new Response(LONG).body),
-  response: reply => reply.send(new Response(LONG, { status: 202, headers: { 'content-type': 'text/plain', 'x-own': 'yes' } })),
+  response: reply => reply.send(
+    new Response(LONG, { status: 202, headers: { 'content-type': 'text/plain', 'x-own': 'yes' } })
+  ),
   empty: reply => reply.send(),
   'empty-text': reply => reply.send(''),
   204: reply => reply.code(204).send(),
@@ -50,8 +54,12 @@ const LIVE = ['x-ratelimit-remaining', 'x-ratelimit-reset', 'set-cookie']
  * A stream is replayed as bytes: @fastify/etag, which leaves streams alone, tags those, and @fastify/compress, which
  * encodes even a stream of nothing, leaves nothing as it is. Both are true of what the client reads.
  */
-const OF_STREAMS: Record<string, string[]> = { stream: ['etag'], 'stream-empty': ['etag', 'content-encoding', 'vary'], web: ['etag'], response: ['etag'] }
-const decoded = ({ headers, body }: Answer): string => (headers['content-encoding'] === 'gzip' ? gunzipSync(body) : body).toString('latin1')
+const OF_STREAMS: Record<string, string[]> = {
+  stream: ['etag'], 'stream-empty': ['etag', 'content-encoding', 'vary'], web: ['etag'], response: ['etag']
+}
+const decoded = (
+  { headers, body }: Answer
+): string => (headers['content-encoding'] === 'gzip' ? gunzipSync(body) : body).toString('latin1')
 
 for (const mode of MODES) {
   for (const order of ['before', 'after'] as const) {

@@ -4,9 +4,13 @@ import { connect } from 'node:net'
 import * as diagnostics from 'node:diagnostics_channel'
 import type { FastifyInstance } from 'fastify'
 import t, { type Test } from 'tap'
-import { IDEMPOTENCY_EVENTS, MemoryStore, RedisStore, type IdempotencyEvent, type IdempotencyStore } from '../lib/index.ts'
+import {
+  IDEMPOTENCY_EVENTS, MemoryStore, RedisStore, type IdempotencyEvent, type IdempotencyStore
+} from '../lib/index.ts'
 import { storeKey } from '../lib/protocol/fingerprint.ts'
-import { gate, redisClient, send, serversOf, start, STORES, stopRedis, until, type Mode, type TestApp } from './fixtures/app.ts'
+import {
+  gate, redisClient, send, serversOf, start, STORES, stopRedis, until, type Mode, type TestApp
+} from './fixtures/app.ts'
 import { faulty, hangs } from './fixtures/faulty.ts'
 
 t.teardown(stopRedis)
@@ -37,12 +41,16 @@ async function breakable (mode: Mode): Promise<{ store: IdempotencyStore, fail: 
 }
 
 t.test('an upload that is cut off is told once', async t => {
-  const { port } = await start(t, 'memory', { routes: app => { app.post('/', async () => 'ok'); app.get('/', async () => 'ok') } })
+  const { port } = await start(
+    t, 'memory', { routes: app => { app.post('/', async () => 'ok'); app.get('/', async () => 'ok') } }
+  )
   const events: IdempotencyEvent[] = []
   listen(t, 'released', event => { events.push(event) })
   const socket = connect(port, '127.0.0.1')
   const answered = once(socket, 'close')
-  socket.end('POST / HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\nidempotency-key: k\r\ncontent-length: 100\r\n\r\n{')
+  socket.end(
+    'POST / HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\nidempotency-key: k\r\ncontent-length: 100\r\n\r\n{'
+  )
   socket.resume()
   await answered
   await until(() => events.length > 0, 'the event')
@@ -88,7 +96,9 @@ for (const mode of STORES) {
       routes: app => {
         routes(app, entered, finish)
         app.post('/late', async () => { lateEntered.open(); await lateFinish.promise; return 'ok' })
-        app.post('/hijack', async (_request, reply) => { reply.hijack(); reply.raw.statusCode = 500; reply.raw.end('x') })
+        app.post(
+          '/hijack', async (_request, reply) => { reply.hijack(); reply.raw.statusCode = 500; reply.raw.end('x') }
+        )
       }
     })
     const { app, post } = api
@@ -107,27 +117,43 @@ for (const mode of STORES) {
 
     await happens('execution', [['executed', 'k', 1, 201, none]], async () => await post('k', '{}'))
     await happens('replay', [['replayed', 'k', 1, 201, none]], async () => await post('k', '{}'))
-    await happens('other body', [['mismatched', 'k', 1, 409, 'idempotency_key_mismatch']], async () => await post('k', '[]'))
-    await happens('other URL', [['mismatched', 'k', 1, 409, 'idempotency_key_mismatch']], async () => await post('k', '{}', { path: '/items/1' }))
+    await happens(
+      'other body', [['mismatched', 'k', 1, 409, 'idempotency_key_mismatch']], async () => await post('k', '[]')
+    )
+    await happens('other URL', [['mismatched', 'k', 1, 409, 'idempotency_key_mismatch']], async () => await post(
+      'k', '{}', { path: '/items/1' }
+    ))
     await happens('bad key', [['invalid', '', 0, 400, 'idempotency_key_invalid']], async () => await post(' ', '{}'))
-    await happens('no key', [['invalid', '', 0, 400, 'idempotency_key_missing']], async () => await post(undefined, '{}', { path: '/required' }))
+    await happens('no key', [['invalid', '', 0, 400, 'idempotency_key_missing']], async () => await post(
+      undefined, '{}', { path: '/required' }
+    ))
     await happens('no key where none is required', [], async () => await post(undefined, '{}'))
     await happens('failure', [['released', 'f', 1, 500, none]], async () => await post('f', '{}', { path: '/fail' }))
-    await happens('a failure again', [['released', 'f', 2, 500, none]], async () => await post('f', '{}', { path: '/fail' }))
+    await happens(
+      'a failure again', [['released', 'f', 2, 500, none]], async () => await post('f', '{}', { path: '/fail' })
+    )
     await happens('hijacked failure', [['released', 'h', 1, 500, none]], async () => {
       await post('h', undefined, { path: '/hijack' })
       await until(() => told.length > 0, 'the close')
     })
-    await happens('too large', [['unreplayable', 'l', 1, 200, none]], async () => await post('l', '{}', { path: '/large' }))
-    await happens('a retry of it', [['unreplayable', 'l', 1, 409, 'idempotency_response_unavailable']], async () => await post('l', '{}', { path: '/large' }))
-    await happens('duplicate', [['conflicted', 's', 1, 409, 'idempotency_in_progress'], ['executed', 's', 1, 200, none]], async () => {
+    await happens(
+      'too large', [['unreplayable', 'l', 1, 200, none]], async () => await post('l', '{}', { path: '/large' })
+    )
+    await happens('a retry of it', [
+      ['unreplayable', 'l', 1, 409, 'idempotency_response_unavailable']
+    ], async () => await post('l', '{}', { path: '/large' }))
+    await happens('duplicate', [
+      ['conflicted', 's', 1, 409, 'idempotency_in_progress'], ['executed', 's', 1, 200, none]
+    ], async () => {
       const first = post('s', '{}', { path: '/slow' })
       await entered.promise
       await post('s', '{}', { path: '/slow' })
       finish.open()
       await first
     })
-    await happens('lost lease', [['lease-lost', 'late', 1, none, none], ['executed', 'late', 1, 200, none]], async () => {
+    await happens('lost lease', [
+      ['lease-lost', 'late', 1, none, none], ['executed', 'late', 1, 200, none]
+    ], async () => {
       const first = post('late', '{}', { path: '/late' })
       await lateEntered.promise
       await app.idempotency.forget({ key: 'late' })
@@ -136,13 +162,21 @@ for (const mode of STORES) {
     })
 
     await dieHolding(api, store, prefix, 'dead')
-    await happens('takeover', [['abandoned', 'dead', 2, none, none], ['executed', 'dead', 2, 201, none]], async () => await post('dead', '{}'))
+    await happens('takeover', [
+      ['abandoned', 'dead', 2, none, none], ['executed', 'dead', 2, 201, none]
+    ], async () => await post('dead', '{}'))
     await dieHolding(api, store, prefix, 'unknown')
-    await happens('outcome unknown', [['abandoned', 'unknown', 1, 409, 'idempotency_outcome_unknown']], async () => await post('unknown', '{}', { path: '/reject' }))
+    await happens('outcome unknown', [
+      ['abandoned', 'unknown', 1, 409, 'idempotency_outcome_unknown']
+    ], async () => await post('unknown', '{}', { path: '/reject' }))
 
     fail('claim')
-    await happens('no claim', [['store-error', 'c', 0, 503, 'idempotency_store_unavailable']], async () => await post('c', '{}'))
-    await happens('no claim, bypass', [['store-error', 'c', 0, none, none]], async () => await post('c', '{}', { path: '/bypass' }))
+    await happens(
+      'no claim', [['store-error', 'c', 0, 503, 'idempotency_store_unavailable']], async () => await post('c', '{}')
+    )
+    await happens(
+      'no claim, bypass', [['store-error', 'c', 0, none, none]], async () => await post('c', '{}', { path: '/bypass' })
+    )
     fail('complete', 1)
     await happens('kept late', [['store-error', 'b', 1, none, none], ['executed', 'b', 1, 201, none]], async () => {
       await post('b', '{}')
@@ -159,7 +193,9 @@ for (const mode of STORES) {
     const told: unknown[] = []
     for (const name of ['executed', 'released']) listen(t, name, ({ key }) => { told.push([name, key]) })
     const { post } = await start(t, mode, {
-      before: app => { app.addHook('onResponse', async ({ idempotency }) => { told.push(['onResponse', idempotency?.key]) }) },
+      before: app => {
+        app.addHook('onResponse', async ({ idempotency }) => { told.push(['onResponse', idempotency?.key]) })
+      },
       routes
     })
     await post('k', '{}')
@@ -200,7 +236,9 @@ t.test('the log has no body and no credential, whatever a store puts on its erro
   const headers = { 'content-type': 'application/json', 'idempotency-key': 'k', authorization: 'Bearer secret-token' }
   await t.test('an error of ioredis has the arguments of its command', async t => {
     const redis = await redisClient()
-    const limit = async (bytes: number): Promise<void> => { for (const server of serversOf(redis)) await server.config('SET', 'maxmemory', bytes) }
+    const limit = async (bytes: number): Promise<void> => {
+      for (const server of serversOf(redis)) await server.config('SET', 'maxmemory', bytes)
+    }
     const errors: unknown[] = []
     listen(t, 'store-error', ({ error }) => { errors.push(error) })
     const { app, post } = await start(t, 'memory', {
@@ -210,12 +248,16 @@ t.test('the log has no body and no credential, whatever a store puts on its erro
     })
     t.equal((await post('k', '{"card":"4242424242424242"}', { headers })).text, 'a kept body')
     await limit(0)
-    await until(async () => (await app.idempotency.inspect({ scope: 'Bearer secret-token', key: 'k' }))?.state === 'completed', 'the response is kept')
+    await until(async () => (
+      await app.idempotency.inspect({ scope: 'Bearer secret-token', key: 'k' })
+    )?.state === 'completed', 'the response is kept')
     t.match(errors[0], { command: { name: String } }, 'what makes the difference')
     t.match(log.join(''), /"message":"OOM .*"name":"ReplyError".* response could not be kept/)
   })
   await t.test('and what else a store may throw', async t => {
-    const thrown = [Object.assign(new TypeError('the store is down'), { code: 'E_DOWN', body: 'a kept body' }), new DOMException('aborted', 'AbortError'), 'down']
+    const thrown = [Object.assign(new TypeError('the store is down'), {
+      code: 'E_DOWN', body: 'a kept body'
+    }), new DOMException('aborted', 'AbortError'), 'down']
     const store = faulty({ claim: () => { throw thrown.shift() } })
     const { post } = await start(t, 'memory', { fastify: { logger }, options: { store }, routes })
     for (let i = 0; i < 3; i++) t.equal((await post('k', '{}', { headers })).status, 503)
@@ -229,7 +271,9 @@ t.test('the log has no body and no credential, whatever a store puts on its erro
 
 t.test('G10: inspect and forget are bounded by storeTimeout', async t => {
   const store = Object.assign(faulty({}), { read: hangs, remove: hangs })
-  const { app } = await start(t, 'memory', { options: { store: store as unknown as IdempotencyStore, storeTimeout: 20 }, routes })
+  const { app } = await start(
+    t, 'memory', { options: { store: store as unknown as IdempotencyStore, storeTimeout: 20 }, routes }
+  )
   await t.rejects(app.idempotency.inspect({ key: 'k' }), { name: 'StoreTimeout' })
   await t.rejects(app.idempotency.forget({ key: 'k' }), { name: 'StoreTimeout' })
 })

@@ -27,9 +27,13 @@ for (const mode of MODES) {
     const { post } = await start(t, mode, {
       before: app => {
         app.addHook('onResponse', (request, _reply, done) => {
-          shown.push(everything(request.idempotency), inspect(request, { depth: 6 }), inspect(request, { depth: 6, showHidden: true }))
+          shown.push(everything(request.idempotency), inspect(request, { depth: 6 }), inspect(
+            request, { depth: 6, showHidden: true }
+          ))
           t.same(Object.keys(request.idempotency).sort(), ['attempt', 'id', 'replayed'])
-          t.same(Object.keys(JSON.parse(JSON.stringify(request.idempotency)) as object).sort(), ['attempt', 'id', 'replayed'])
+          t.same(
+            Object.keys(JSON.parse(JSON.stringify(request.idempotency)) as object).sort(), ['attempt', 'id', 'replayed']
+          )
           done()
         })
       },
@@ -131,7 +135,9 @@ for (const mode of MODES) {
       },
       routes: app => app.post('/', async request => request.body)
     })
-    const headers = (key: string): Record<string, string> => ({ 'content-type': 'text/unshift', 'idempotency-key': key })
+    const headers = (key: string): Record<string, string> => (
+      { 'content-type': 'text/unshift', 'idempotency-key': key }
+    )
     for (const body of ['abcdef', 'x'.repeat(200_000)]) {
       const key = `k${body.length}`
       t.match(await post(key, body, { headers: headers(key) }), { status: 200, text: body, replayed: false })

@@ -13,13 +13,24 @@ import { send, start, type Answer, type TestApp } from './fixtures/app.ts'
 /** Fastify's own Ajv. */
 const fromFastify = createRequire(createRequire(import.meta.url).resolve('fastify'))
 
-const Ajv = createRequire(fromFastify.resolve('@fastify/ajv-compiler'))('ajv') as new (options: object) => { validate: (schema: unknown, value: unknown) => boolean, errorsText: () => string }
+const Ajv = createRequire(fromFastify.resolve('@fastify/ajv-compiler'))('ajv') as new (options: object) => {
+  validate: (schema: unknown, value: unknown) => boolean, errorsText: () => string
+}
 
 type Json = Record<string, unknown>
 
-interface Operation extends Json { parameters?: Array<Json & { name: string, schema: Json }>, responses: Record<string, Json & { description: string, headers?: Record<string, Json>, content?: Record<string, { schema: Json }> }> }
+interface Operation extends Json {
+  parameters?: Array<Json & {
+    name: string, schema: Json
+  }>,
+  responses: Record<string, Json & {
+    description: string, headers?: Record<string, Json>, content?: Record<string, { schema: Json }>
+  }>
+}
 
-const DOCUMENTS = { openapi30: { openapi: {} }, openapi31: { openapi: { openapi: '3.1.0' } }, swagger20: { swagger: {} } } satisfies Record<string, FastifyDynamicSwaggerOptions>
+const DOCUMENTS = {
+  openapi30: { openapi: {} }, openapi31: { openapi: { openapi: '3.1.0' } }, swagger20: { swagger: {} }
+} satisfies Record<string, FastifyDynamicSwaggerOptions>
 
 type Version = keyof typeof DOCUMENTS
 
@@ -33,10 +44,14 @@ interface Setup {
   routes: (app: FastifyInstance) => unknown
 }
 
-type Documented = TestApp & { find: (version: Version, method: string, path: string) => Operation, documents: Record<string, Json> }
+type Documented = TestApp & {
+  find: (version: Version, method: string, path: string) => Operation, documents: Record<string, Json>
+}
 
 /** An app with its three documents, each fetched and valid. */
-async function documented (t: Test, { options = {}, swagger: more = {}, last = false, routes }: Setup): Promise<Documented> {
+async function documented (
+  t: Test, { options = {}, swagger: more = {}, last = false, routes }: Setup
+): Promise<Documented> {
   const setUp = async (app: FastifyInstance): Promise<void> => {
     for (const version of VERSIONS) {
       await app.register(swagger, { transform, ...DOCUMENTS[version], ...more, decorator: version })
@@ -48,7 +63,9 @@ async function documented (t: Test, { options = {}, swagger: more = {}, last = f
     routes: async app => {
       if (last) await setUp(app)
       for (const version of VERSIONS) {
-        app.get(`/${version}.json`, { schema: { hide: true } }, () => (app as unknown as Record<string, () => unknown>)[version]?.())
+        app.get(`/${version}.json`, {
+          schema: { hide: true }
+        }, () => (app as unknown as Record<string, () => unknown>)[version]?.())
       }
       await routes(app)
     }
@@ -58,13 +75,19 @@ async function documented (t: Test, { options = {}, swagger: more = {}, last = f
     const { status, text } = await running.call({ method: 'GET', path: `/${version}.json` })
     t.equal(status, 200, `the document, ${version}`)
     documents[version] = JSON.parse(text) as Json
-    t.match(await new Validator().validate(JSON.parse(text) as Json), { valid: true, errors: undefined }, `a valid document, ${version}`)
+    t.match(await new Validator().validate(JSON.parse(text) as Json), {
+      valid: true, errors: undefined
+    }, `a valid document, ${version}`)
   }
-  const find = (version: Version, method: string, path: string): Operation => (documents[version]?.paths as Record<string, Record<string, Operation>>)[path]?.[method] as Operation
+  const find = (
+    version: Version, method: string, path: string
+  ): Operation => (documents[version]?.paths as Record<string, Record<string, Operation>>)[path]?.[method] as Operation
   return { ...running, documents, find }
 }
 
-const keyOf = ({ parameters = [] }: Operation) => parameters.find(({ name }) => name.toLowerCase() === 'idempotency-key')
+const keyOf = ({ parameters = [] }: Operation) => parameters.find(
+  ({ name }) => name.toLowerCase() === 'idempotency-key'
+)
 
 const ok = async (): Promise<object> => ({ id: 'p1' })
 
@@ -75,12 +98,16 @@ function isTrue (t: Test, version: Version, { responses }: Operation, answer: An
   const told = responses[answer.status]
   const name = `${version} ${answer.status} ${answer.text}`
   if (told === undefined) throw new Error(`not documented: ${name}`)
-  const headers = Object.fromEntries(Object.entries(told.headers ?? {}).map(([name, header]) => [name.toLowerCase(), (header.schema ?? header) as Json]))
+  const headers = Object.fromEntries(
+    Object.entries(told.headers ?? {}).map(([name, header]) => [name.toLowerCase(), (header.schema ?? header) as Json])
+  )
   for (const header of ['retry-after', 'idempotent-replayed', 'content-language', 'link']) {
     const value = answer.headers[header]
     if (value === undefined) continue
     const schema = headers[header]
-    t.ok(schema !== undefined && ajv.validate(schema, schema.type === 'integer' ? Number(value) : value), `${name}: ${header}: ${String(value)}`)
+    t.ok(schema !== undefined && ajv.validate(
+      schema, schema.type === 'integer' ? Number(value) : value
+    ), `${name}: ${header}: ${String(value)}`)
   }
   const type = String(answer.headers['content-type']).split(';')[0] as string
   const schema = version === 'swagger20' ? told.schema as Json | undefined : told.content?.[type]?.schema
@@ -89,10 +116,16 @@ function isTrue (t: Test, version: Version, { responses }: Operation, answer: An
     return
   }
   t.ok(ajv.validate({ ...schema, components: document.components }, answer.json()), `${name}: ${ajv.errorsText()}`)
-  if (schema.properties !== undefined) t.same(Object.keys(answer.json()).filter(key => !Object.hasOwn(schema.properties as Json, key)), [], name)
+  if (schema.properties !== undefined) {
+    t.same(
+      Object.keys(answer.json()).filter(key => !Object.hasOwn(schema.properties as Json, key)), [], name
+    )
+  }
 }
 
-const FORMS: Array<NonNullable<FastifyIdempotencyOptions['errors']>> = ['envelope', 'problem', 'throw', error => ({ mine: error.code })]
+const FORMS: Array<NonNullable<FastifyIdempotencyOptions['errors']>> = [
+  'envelope', 'problem', 'throw', error => ({ mine: error.code })
+]
 
 /** What a test says of the header, as all documents have it. */
 const describedKey = (operation: Operation): Json => {
@@ -101,10 +134,26 @@ const describedKey = (operation: Operation): Json => {
 }
 
 t.test('a header that the route documents itself is kept, with what the plugin says of it', async t => {
-  const shared = { $id: 'shared', type: 'object', required: ['x-tenant', 'idempotency-key'], properties: { 'x-tenant': { type: 'string' }, 'idempotency-key': { type: 'string', format: 'uuid', description: 'Ours.' } } }
+  const shared = {
+    $id: 'shared',
+    type: 'object',
+    required: ['x-tenant', 'idempotency-key'],
+    properties: {
+      'x-tenant': { type: 'string' }, 'idempotency-key': { type: 'string', format: 'uuid', description: 'Ours.' }
+    }
+  }
   const inner = { $id: 'inner', type: 'object', properties: { key: { type: 'string', minLength: 9 } } }
   const headers: Record<string, unknown> = {
-    '/own': { type: 'object', required: ['idempotency-key'], properties: { 'x-tenant': { type: 'string' }, 'idempotency-key': { type: 'string', minLength: 36, maxLength: 300, description: 'Ours.' } } },
+    '/own': {
+      type: 'object',
+      required: ['idempotency-key'],
+      properties: {
+        'x-tenant': { type: 'string' },
+        'idempotency-key': {
+          type: 'string', minLength: 36, maxLength: 300, description: 'Ours.'
+        }
+      }
+    },
     '/shorter': { type: 'object', properties: { 'idempotency-key': { type: 'string', maxLength: 36 } } },
     '/other': { type: 'object', properties: { 'x-tenant': { type: 'string' } } },
     '/typebox': Type.Object({ 'x-tenant': Type.Optional(Type.String()) }),
@@ -112,7 +161,12 @@ t.test('a header that the route documents itself is kept, with what the plugin s
     '/all': { allOf: [{ $ref: 'shared' }, { type: 'object', properties: { 'x-more': { type: 'string' } } }] },
     '/any': { anyOf: [{ type: 'object', properties: { 'x-more': { type: 'string' } } }] },
     '/property': { type: 'object', properties: { 'idempotency-key': { $ref: 'inner#/properties/key' } } },
-    '/nowhere': { oneOf: [{ type: 'object', properties: { 'x-more': { type: 'string' } } }, { $ref: '#/definitions/x' }], definitions: { x: { type: 'object', properties: { 'x-local': { type: 'string' } } } } }
+    '/nowhere': {
+      oneOf: [
+        { type: 'object', properties: { 'x-more': { type: 'string' } } }, { $ref: '#/definitions/x' }
+      ],
+      definitions: { x: { type: 'object', properties: { 'x-local': { type: 'string' } } } }
+    }
   }
   const before = structuredClone(headers)
   const { find, post } = await documented(t, {
@@ -124,21 +178,37 @@ t.test('a header that the route documents itself is kept, with what the plugin s
         app.post(path, { schema: { headers: schema, hide: path === '/nowhere' } }, ok)
       }
     },
-    swagger: { transform: given => 'swaggerObject' in given && given.url === '/property' ? { schema: { hide: true }, url: given.url } : transform(given) }
+    swagger: {
+      transform: given => 'swaggerObject' in given && given.url === '/property'
+        ? {
+            schema: { hide: true }, url: given.url
+          }
+        : transform(given)
+    }
   })
   t.same(headers, before, 'the schema that validates is untouched')
   for (const version of VERSIONS) {
-    const names = (path: string): unknown[] => find(version, 'post', path).parameters?.map(({ name, required }) => `${name}${required === true ? '!' : ''}`).sort() ?? []
+    const names = (path: string): unknown[] => find(version, 'post', path).parameters?.map(
+      ({ name, required }) => `${name}${required === true ? '!' : ''}`
+    ).sort() ?? []
     t.same(names('/own'), ['idempotency-key!', 'x-tenant'])
-    t.match(describedKey(find(version, 'post', '/own')), { minLength: 36, maxLength: 255, description: /^Ours\.\n\nMakes a retry safe/ })
+    t.match(describedKey(find(version, 'post', '/own')), {
+      minLength: 36, maxLength: 255, description: /^Ours\.\n\nMakes a retry safe/
+    })
     t.match(describedKey(find(version, 'post', '/shorter')), { minLength: 1, maxLength: 36 })
     t.same(names('/other'), ['Idempotency-Key', 'x-tenant'])
     t.same(names('/typebox'), ['Idempotency-Key', 'x-tenant'])
     t.same(names('/shared'), ['idempotency-key!', 'x-tenant!'])
-    t.match(describedKey(find(version, 'post', '/shared')), { format: 'uuid', maxLength: 255, description: /^Ours\.\n\nMakes/ })
+    t.match(describedKey(find(version, 'post', '/shared')), {
+      format: 'uuid', maxLength: 255, description: /^Ours\.\n\nMakes/
+    })
     t.same(names('/all'), ['idempotency-key!', 'x-more', 'x-tenant!'])
     t.same(names('/any'), ['Idempotency-Key', 'x-more'])
-    if (version !== 'swagger20') t.match(describedKey(find(version, 'post', '/property')), { allOf: [{ $ref: /^#/ }, { maxLength: 255 }], description: /^Makes/ })
+    if (version !== 'swagger20') {
+      t.match(describedKey(find(version, 'post', '/property')), {
+        allOf: [{ $ref: /^#/ }, { maxLength: 255 }], description: /^Makes/
+      })
+    }
   }
   t.equal((await post('k'.repeat(300), '{}', { path: '/other' })).status, 400)
   t.equal((await post('short', '{}', { path: '/own' })).json().code, 'FST_ERR_VALIDATION')
@@ -147,7 +217,13 @@ t.test('a header that the route documents itself is kept, with what the plugin s
 
 t.test('a status that the route documents itself is kept, beside the plugin\'s own answer', async t => {
   const mine = { type: 'object', required: ['oops'], properties: { oops: { type: 'string' } }, description: 'Mine.' }
-  const shown = { ...mine, properties: { oops: { type: 'string', examples: ['a', 'b'] }, examples: { type: 'array', items: { type: 'string', enum: ['a'] } } }, examples: [{ oops: 'a' }] }
+  const shown = {
+    ...mine,
+    properties: {
+      oops: { type: 'string', examples: ['a', 'b'] }, examples: { type: 'array', items: { type: 'string', enum: ['a'] } }
+    },
+    examples: [{ oops: 'a' }]
+  }
   const headers = { 'retry-after': { type: 'string', description: 'My own.' } }
   const responses: Record<string, Json> = {
     '/plain': { 200: { type: 'object' }, 400: mine, 409: { ...mine, headers } },
@@ -155,11 +231,20 @@ t.test('a status that the route documents itself is kept, beside the plugin\'s o
     '/told': { 409: { ...mine, 'x-response-description': 'Told.' } },
     '/range': { '2xx': { type: 'object' }, '4xx': mine, '5XX': mine },
     '/rest': { default: mine },
-    '/fits': { 409: { type: 'object', properties: { code: { type: 'string' }, oops: { type: 'string' } }, description: 'Mine.' } },
+    '/fits': {
+      409: { type: 'object', properties: { code: { type: 'string' }, oops: { type: 'string' } }, description: 'Mine.' }
+    },
     '/shared': { 409: { $ref: 'oops#' } },
     '/pointed': { 409: { $ref: 'all#/properties/oops' } },
     '/empty': { 204: { type: 'null', description: 'Done' }, 409: { type: 'null', description: 'Mine.' } },
-    '/content': { 409: { description: 'Mine.', content: { 'application/json': { schema: mine }, 'text/csv': { schema: { type: 'string' } } } } }
+    '/content': {
+      409: {
+        description: 'Mine.',
+        content: {
+          'application/json': { schema: mine }, 'text/csv': { schema: { type: 'string' } }
+        }
+      }
+    }
   }
   // Swagger 2.0 has neither.
   const MODERN = new Set(['/content', '/shown'])
@@ -171,7 +256,16 @@ t.test('a status that the route documents itself is kept, beside the plugin\'s o
         app.addSchema({ ...mine, $id: 'oops' })
         app.addSchema({ $id: 'all', type: 'object', properties: { oops: mine } })
         for (const [path, response] of Object.entries(responses)) {
-          app.post(path, { schema: { response }, config: { swaggerTransform: given => 'swaggerObject' in given && MODERN.has(path) ? { schema: { hide: true }, url: path } : transform(given) } }, (_request, reply) => {
+          app.post(path, {
+            schema: { response },
+            config: {
+              swaggerTransform: given => 'swaggerObject' in given && MODERN.has(path)
+                ? {
+                    schema: { hide: true }, url: path
+                  }
+                : transform(given)
+            }
+          }, (_request, reply) => {
             reply.code(path === '/empty' ? 204 : 200).send(path === '/empty' ? undefined : { oops: 'b' })
           })
         }
@@ -184,16 +278,35 @@ t.test('a status that the route documents itself is kept, beside the plugin\'s o
         const operation = find(version, 'post', path)
         const { description, headers, content = {}, ...rest } = operation.responses[409] ?? { description: '' }
         const name = `${version}, ${typeof errors === 'string' ? errors : 'a function'}, ${path}`
-        t.match(description, path === '/told' ? /^Told\.\n\nidempotency_key_mismatch: / : /^Mine\.\n\nidempotency_key_mismatch: /, name)
+        t.match(
+          description,
+          path === '/told' ? /^Told\.\n\nidempotency_key_mismatch: / : /^Mine\.\n\nidempotency_key_mismatch: /, name
+        )
         t.match(headers, path === '/plain' ? { 'retry-after': Object } : { 'Retry-After': Object }, name)
         t.match(headers, { 'Idempotent-Replayed': Object }, 'a 409 of the route\'s own is kept, too')
         if (path !== '/empty') t.match(JSON.stringify([content, rest]), /"oops"|def-/, `${name}: nothing is lost`)
         if (path === '/content') t.match(content['text/csv'], { schema: { type: 'string' } })
-        if (path === '/range') t.match(Object.keys(operation.responses), version === 'swagger20' ? ['200', '400', '409', '500', '503'] : ['400', '409', '503', '2XX', '4XX', '5XX'])
-        if (path === '/range' || path === '/rest') t.match(operation.responses[503]?.description, /^Mine\.\n\nidempotency_store_unavailable/)
-        if (path === '/range') t.equal(operation.responses[503]?.headers?.['Idempotent-Replayed'], undefined, 'a 5xx is not kept')
+        if (path === '/range') {
+          t.match(Object.keys(operation.responses), version === 'swagger20'
+            ? [
+                '200', '400', '409', '500', '503'
+              ]
+            : ['400', '409', '503', '2XX', '4XX', '5XX'])
+        }
+        if (path === '/range' || path === '/rest') {
+          t.match(
+            operation.responses[503]?.description, /^Mine\.\n\nidempotency_store_unavailable/
+          )
+        }
+        if (path === '/range') {
+          t.equal(
+            operation.responses[503]?.headers?.['Idempotent-Replayed'], undefined, 'a 5xx is not kept'
+          )
+        }
         // Where the route says what an error of Fastify's, or of its own function, looks like, that stands.
-        if (version === 'swagger20' || typeof errors === 'function' || (errors === 'throw' && path !== '/fits')) continue
+        if (
+          version === 'swagger20' || typeof errors === 'function' || (errors === 'throw' && path !== '/fits')
+        ) continue
         const key = `${path}${String(errors)}${version}`
         await post(key, '{}', { path })
         const mismatch = await post(key, '{"b":1}', { path })
@@ -202,10 +315,19 @@ t.test('a status that the route documents itself is kept, beside the plugin\'s o
       }
     }
     if (errors === 'problem') {
-      t.match(find('openapi30', 'post', '/shown').responses[409]?.content, { 'application/json': { schema: { example: { oops: 'a' }, properties: { oops: { example: 'a' }, examples: { type: 'array' } } } }, 'application/problem+json': {} })
+      t.match(find('openapi30', 'post', '/shown').responses[409]?.content, {
+        'application/json': {
+          schema: { example: { oops: 'a' }, properties: { oops: { example: 'a' }, examples: { type: 'array' } } }
+        },
+        'application/problem+json': {}
+      })
       t.match(find('swagger20', 'post', '/plain').produces, ['application/json', 'application/problem+json'])
     }
-    if (errors === 'envelope') t.match(find('openapi31', 'post', '/shown').responses[409]?.content, { 'application/json': { schema: { anyOf: [{ examples: [{ oops: 'a' }] }, { required: ['status'] }] } } })
+    if (errors === 'envelope') {
+      t.match(find('openapi31', 'post', '/shown').responses[409]?.content, {
+        'application/json': { schema: { anyOf: [{ examples: [{ oops: 'a' }] }, { required: ['status'] }] } }
+      })
+    }
   }
 })
 
@@ -217,10 +339,16 @@ t.test('media types that a route names are those of its own responses; limits of
   }
   const { find } = await documented(t, { options: { profile: 'ietf' }, routes: app => app.post('/a', { schema }, ok) })
   for (const version of ['openapi30', 'openapi31'] as const) {
-    t.same(Object.keys(find(version, 'post', '/a').responses[422]?.content ?? {}), ['application/json', 'application/xml', 'application/problem+json'])
+    t.same(Object.keys(find(version, 'post', '/a').responses[422]?.content ?? {}), [
+      'application/json', 'application/xml', 'application/problem+json'
+    ])
   }
   t.same(find('swagger20', 'post', '/a').produces, ['application/json', 'application/xml', 'application/problem+json'])
-  for (const version of VERSIONS) t.match(describedKey(find(version, 'post', '/a')), { maxLength: 50, format: 'sf-string', pattern: String })
+  for (const version of VERSIONS) {
+    t.match(
+      describedKey(find(version, 'post', '/a')), { maxLength: 50, format: 'sf-string', pattern: String }
+    )
+  }
 })
 
 t.test('routes declared before the plugin was loaded are protected, but not documented', async t => {
@@ -242,10 +370,14 @@ t.test('routes declared before the plugin was loaded are protected, but not docu
 
 t.test('composed with a transform that makes JSON Schema of other schemas', async t => {
   /** As the type providers of such libraries have it. */
-  const toJsonSchema: SwaggerTransform = ({ schema, url }) => ({ url: `/v1${url}`, schema: { ...schema, headers: (schema.headers as { toJson: () => unknown }).toJson() } })
+  const toJsonSchema: SwaggerTransform = ({ schema, url }) => (
+    { url: `/v1${url}`, schema: { ...schema, headers: (schema.headers as { toJson: () => unknown }).toJson() } }
+  )
   const headers = { toJson: () => ({ type: 'object', properties: { 'x-tenant': { type: 'string' } } }) }
   const { find } = await documented(t, {
-    swagger: { transform: given => given.schema.hide === true ? given : transform({ ...given, ...toJsonSchema(given) }) },
+    swagger: {
+      transform: given => given.schema.hide === true ? given : transform({ ...given, ...toJsonSchema(given) })
+    },
     routes: app => app.post('/a', { schema: { headers }, validatorCompiler: () => () => true }, ok)
   })
   for (const version of VERSIONS) {
@@ -258,7 +390,13 @@ t.test('documentRoute does the same for a schema alone, for routes that the plug
   const options: FastifyIdempotencyOptions = { required: true, profile: 'ietf' }
   const { find } = await documented(t, {
     options,
-    swagger: { transform: given => given.url === '/b' ? { url: '/b', schema: documentRoute(given.schema, options, { version: 'swaggerObject' in given ? '2.0' : '3.1' }) } : transform(given) },
+    swagger: {
+      transform: given => given.url === '/b'
+        ? {
+            url: '/b', schema: documentRoute(given.schema, options, { version: 'swaggerObject' in given ? '2.0' : '3.1' })
+          }
+        : transform(given)
+    },
     routes: app => {
       app.post('/a', { schema }, ok)
       app.post('/b', { schema, config: { idempotency: false } }, ok)
@@ -286,7 +424,9 @@ t.test('the docs show what comes out', async t => {
   const section = readFileSync(new URL('../docs/openapi.md', import.meta.url), 'utf8')
   const shown = JSON.parse(section.split('```json')[1]?.split('```')[0] ?? '') as Json
   const { find } = await documented(t, {
-    routes: app => app.post('/payments', { schema: { response: { 201: { description: 'Paid', type: 'object', properties: { id: { type: 'string' } } } } } }, ok)
+    routes: app => app.post('/payments', {
+      schema: { response: { 201: { description: 'Paid', type: 'object', properties: { id: { type: 'string' } } } } }
+    }, ok)
   })
   const { parameters, 'x-idempotency': machine, responses } = find('openapi30', 'post', '/payments')
   t.same({ parameters, 'x-idempotency': machine, responses: { 201: responses[201], 409: responses[409] } }, shown)

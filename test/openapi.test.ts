@@ -11,13 +11,24 @@ import { fails, faulty, type Faults } from './fixtures/faulty.ts'
 /** Fastify's own Ajv. */
 const fromFastify = createRequire(createRequire(import.meta.url).resolve('fastify'))
 
-const Ajv = createRequire(fromFastify.resolve('@fastify/ajv-compiler'))('ajv') as new (options: object) => { validate: (schema: unknown, value: unknown) => boolean, errorsText: () => string }
+const Ajv = createRequire(fromFastify.resolve('@fastify/ajv-compiler'))('ajv') as new (options: object) => {
+  validate: (schema: unknown, value: unknown) => boolean, errorsText: () => string
+}
 
 type Json = Record<string, unknown>
 
-interface Operation extends Json { parameters?: Array<Json & { name: string, schema: Json }>, responses: Record<string, Json & { description: string, headers?: Record<string, Json>, content?: Record<string, { schema: Json }> }> }
+interface Operation extends Json {
+  parameters?: Array<Json & {
+    name: string, schema: Json
+  }>,
+  responses: Record<string, Json & {
+    description: string, headers?: Record<string, Json>, content?: Record<string, { schema: Json }>
+  }>
+}
 
-const DOCUMENTS = { openapi30: { openapi: {} }, openapi31: { openapi: { openapi: '3.1.0' } }, swagger20: { swagger: {} } } satisfies Record<string, FastifyDynamicSwaggerOptions>
+const DOCUMENTS = {
+  openapi30: { openapi: {} }, openapi31: { openapi: { openapi: '3.1.0' } }, swagger20: { swagger: {} }
+} satisfies Record<string, FastifyDynamicSwaggerOptions>
 
 type Version = keyof typeof DOCUMENTS
 
@@ -31,10 +42,14 @@ interface Setup {
   routes: (app: FastifyInstance) => unknown
 }
 
-type Documented = TestApp & { find: (version: Version, method: string, path: string) => Operation, documents: Record<string, Json> }
+type Documented = TestApp & {
+  find: (version: Version, method: string, path: string) => Operation, documents: Record<string, Json>
+}
 
 /** An app with its three documents, each fetched and valid. */
-async function documented (t: Test, { options = {}, swagger: more = {}, last = false, routes }: Setup): Promise<Documented> {
+async function documented (
+  t: Test, { options = {}, swagger: more = {}, last = false, routes }: Setup
+): Promise<Documented> {
   const setUp = async (app: FastifyInstance): Promise<void> => {
     for (const version of VERSIONS) {
       await app.register(swagger, { transform, ...DOCUMENTS[version], ...more, decorator: version })
@@ -46,7 +61,9 @@ async function documented (t: Test, { options = {}, swagger: more = {}, last = f
     routes: async app => {
       if (last) await setUp(app)
       for (const version of VERSIONS) {
-        app.get(`/${version}.json`, { schema: { hide: true } }, () => (app as unknown as Record<string, () => unknown>)[version]?.())
+        app.get(`/${version}.json`, {
+          schema: { hide: true }
+        }, () => (app as unknown as Record<string, () => unknown>)[version]?.())
       }
       await routes(app)
     }
@@ -56,13 +73,19 @@ async function documented (t: Test, { options = {}, swagger: more = {}, last = f
     const { status, text } = await running.call({ method: 'GET', path: `/${version}.json` })
     t.equal(status, 200, `the document, ${version}`)
     documents[version] = JSON.parse(text) as Json
-    t.match(await new Validator().validate(JSON.parse(text) as Json), { valid: true, errors: undefined }, `a valid document, ${version}`)
+    t.match(await new Validator().validate(JSON.parse(text) as Json), {
+      valid: true, errors: undefined
+    }, `a valid document, ${version}`)
   }
-  const find = (version: Version, method: string, path: string): Operation => (documents[version]?.paths as Record<string, Record<string, Operation>>)[path]?.[method] as Operation
+  const find = (
+    version: Version, method: string, path: string
+  ): Operation => (documents[version]?.paths as Record<string, Record<string, Operation>>)[path]?.[method] as Operation
   return { ...running, documents, find }
 }
 
-const keyOf = ({ parameters = [] }: Operation) => parameters.find(({ name }) => name.toLowerCase() === 'idempotency-key')
+const keyOf = ({ parameters = [] }: Operation) => parameters.find(
+  ({ name }) => name.toLowerCase() === 'idempotency-key'
+)
 
 const ok = async (): Promise<object> => ({ id: 'p1' })
 
@@ -73,12 +96,16 @@ function isTrue (t: Test, version: Version, { responses }: Operation, answer: An
   const told = responses[answer.status]
   const name = `${version} ${answer.status} ${answer.text}`
   if (told === undefined) throw new Error(`not documented: ${name}`)
-  const headers = Object.fromEntries(Object.entries(told.headers ?? {}).map(([name, header]) => [name.toLowerCase(), (header.schema ?? header) as Json]))
+  const headers = Object.fromEntries(
+    Object.entries(told.headers ?? {}).map(([name, header]) => [name.toLowerCase(), (header.schema ?? header) as Json])
+  )
   for (const header of ['retry-after', 'idempotent-replayed', 'content-language', 'link']) {
     const value = answer.headers[header]
     if (value === undefined) continue
     const schema = headers[header]
-    t.ok(schema !== undefined && ajv.validate(schema, schema.type === 'integer' ? Number(value) : value), `${name}: ${header}: ${String(value)}`)
+    t.ok(schema !== undefined && ajv.validate(
+      schema, schema.type === 'integer' ? Number(value) : value
+    ), `${name}: ${header}: ${String(value)}`)
   }
   const type = String(answer.headers['content-type']).split(';')[0] as string
   const schema = version === 'swagger20' ? told.schema as Json | undefined : told.content?.[type]?.schema
@@ -87,10 +114,16 @@ function isTrue (t: Test, version: Version, { responses }: Operation, answer: An
     return
   }
   t.ok(ajv.validate({ ...schema, components: document.components }, answer.json()), `${name}: ${ajv.errorsText()}`)
-  if (schema.properties !== undefined) t.same(Object.keys(answer.json()).filter(key => !Object.hasOwn(schema.properties as Json, key)), [], name)
+  if (schema.properties !== undefined) {
+    t.same(
+      Object.keys(answer.json()).filter(key => !Object.hasOwn(schema.properties as Json, key)), [], name
+    )
+  }
 }
 
-const FORMS: Array<NonNullable<FastifyIdempotencyOptions['errors']>> = ['envelope', 'problem', 'throw', error => ({ mine: error.code })]
+const FORMS: Array<NonNullable<FastifyIdempotencyOptions['errors']>> = [
+  'envelope', 'problem', 'throw', error => ({ mine: error.code })
+]
 
 for (const profile of ['default', 'ietf'] as const) {
   for (const errors of FORMS) {
@@ -102,13 +135,30 @@ for (const profile of ['default', 'ietf'] as const) {
       store.claim = async (...args) => abandoned ?? await claim(...args)
       const running = gate()
       const go = gate()
-      const schema = { response: { 201: { description: 'Paid', type: 'object', properties: { id: { type: 'string' } } } } }
+      const schema = {
+        response: { 201: { description: 'Paid', type: 'object', properties: { id: { type: 'string' } } } }
+      }
       const { find, post } = await documented(t, {
-        options: { store, errors, profile, docsUrl: 'https://docs.example.com/errors', required: true, abandoned: 'reject', retryAfter: '7s', maxKeyLength: 40 },
+        options: {
+          store,
+          errors,
+          profile,
+          docsUrl: 'https://docs.example.com/errors',
+          required: true,
+          abandoned: 'reject',
+          retryAfter: '7s',
+          maxKeyLength: 40
+        },
         routes: app => {
           app.post('/pay', { schema }, async (_request, reply) => await reply.code(201).send({ id: 'p1' }))
-          app.post('/slow', { schema }, async (_request, reply) => { running.open(); await go.promise; return await reply.code(201).send({ id: 'p2' }) })
-          app.post('/large', { schema, config: { idempotency: { maxResponseBytes: 0 } } }, async (_request, reply) => await reply.code(201).send({ id: 'p3' }))
+          app.post('/slow', { schema }, async (_request, reply) => {
+            running.open()
+            await go.promise
+            return await reply.code(201).send({ id: 'p2' })
+          })
+          app.post('/large', {
+            schema, config: { idempotency: { maxResponseBytes: 0 } }
+          }, async (_request, reply) => await reply.code(201).send({ id: 'p3' }))
         }
       })
       const quoted = (key: string): string => profile === 'ietf' ? JSON.stringify(key) : key
@@ -122,7 +172,9 @@ for (const profile of ['default', 'ietf'] as const) {
         await post(quoted('a'), '{}', at),
         await post(quoted('a'), '{"b":1}', at)
       ]
-      t.same(answers.map(({ status, replayed }) => replayed ? 'replay' : status), [400, 400, 400, 201, 201, 'replay', profile === 'ietf' ? 422 : 409])
+      t.same(answers.map(({ status, replayed }) => replayed ? 'replay' : status), [
+        400, 400, 400, 201, 201, 'replay', profile === 'ietf' ? 422 : 409
+      ])
       const slow = post(quoted('s'), '{}', { path: '/slow' })
       await running.promise
       answers.push(await post(quoted('s'), '{}', { path: '/slow' }))
@@ -142,9 +194,15 @@ for (const profile of ['default', 'ietf'] as const) {
       for (const version of VERSIONS) {
         const operation = find(version, 'post', '/pay')
         for (const answer of answers) isTrue(t, version, operation, answer)
-        t.same(Object.keys(operation.responses).map(Number), [...new Set(answers.map(({ status }) => status))].sort(), 'no status is told that does not come')
-        const codes = answers.filter(({ status }) => status >= 400).map(answer => answer.json().mine ?? answer.json().code)
-        t.same(Object.values(operation.responses).flatMap(({ description }) => description.match(/^idempotency_\w+/gm) ?? []).sort(), [...new Set(codes)].sort(), 'nor a code')
+        t.same(Object.keys(operation.responses).map(Number), [
+          ...new Set(answers.map(({ status }) => status))
+        ].sort(), 'no status is told that does not come')
+        const codes = answers.filter(({ status }) => status >= 400).map(
+          answer => answer.json().mine ?? answer.json().code
+        )
+        t.same(Object.values(operation.responses).flatMap(
+          ({ description }) => description.match(/^idempotency_\w+/gm) ?? []
+        ).sort(), [...new Set(codes)].sort(), 'nor a code')
         const { required, ...parameter } = keyOf(operation) as Json
         const value = (parameter.schema ?? parameter) as Json
         t.equal(required, true)
@@ -176,7 +234,9 @@ for (const last of [false, true]) {
         app.post('/in/:id', { config: { idempotency: { ttl: 7 * 86_400_000, required: true } } }, ok)
         app.post('/hidden', { schema: { hide: true } }, ok)
         app.post('/elsewhere', { config: { idempotency: { key: () => 'k', required: true } } }, ok)
-        app.route({ method: ['GET', 'POST', 'PUT'], url: '/several', handler: ok, config: { idempotency: { required: true } } })
+        app.route(
+          { method: ['GET', 'POST', 'PUT'], url: '/several', handler: ok, config: { idempotency: { required: true } } }
+        )
         app.register(async child => { child.post('/', ok) }, { prefix: '/child' })
       }
     })
@@ -186,19 +246,38 @@ for (const last of [false, true]) {
       for (const [path, methods] of Object.entries(paths)) {
         for (const [method, operation] of Object.entries(methods)) {
           if ('x-idempotency' in operation) marked.push(`${method} ${path}`)
-          else t.notOk(operation.parameters?.some(({ name }) => name === 'X-Once') === true || '409' in operation.responses, `${method} ${path}`)
+          else {
+            t.notOk(operation.parameters?.some(
+              ({ name }) => name === 'X-Once'
+            ) === true || '409' in operation.responses, `${method} ${path}`)
+          }
         }
       }
-      t.same(marked.sort(), ['get /several', 'post /a', 'post /child/', 'post /elsewhere', 'post /in/{id}', 'post /several', 'put /a', 'put /several'])
-      t.match(find(version, 'post', '/a'), { 'x-idempotency': { ttl: 86_400_000, required: false }, parameters: [{ in: 'header', name: 'X-Once', required: false, description: /kept for 24 hours/ }] })
+      t.same(
+        marked.sort(),
+        [
+          'get /several', 'post /a', 'post /child/', 'post /elsewhere', 'post /in/{id}', 'post /several', 'put /a',
+          'put /several'
+        ]
+      )
+      t.match(find(version, 'post', '/a'), {
+        'x-idempotency': { ttl: 86_400_000, required: false },
+        parameters: [
+          { in: 'header', name: 'X-Once', required: false, description: /kept for 24 hours/ }
+        ]
+      })
       t.match(Object.keys(find(version, 'post', '/a').responses[200]?.headers ?? {}), ['X-Again'])
       const tuned = find(version, 'post', '/in/{id}')
       t.match(tuned['x-idempotency'], { ttl: 604_800_000, required: true })
-      t.match(tuned.parameters?.find(({ name }) => name === 'X-Once'), { required: true, description: /kept for 7 days/ })
+      t.match(
+        tuned.parameters?.find(({ name }) => name === 'X-Once'), { required: true, description: /kept for 7 days/ }
+      )
       t.match(Object.keys(find(version, 'post', '/elsewhere').responses), ['200', '400', '409', '503'])
       t.equal(find(version, 'post', '/elsewhere').parameters, undefined, 'no header where the key comes from elsewhere')
       const several = find(version, 'get', '/several')
-      t.match(several['x-idempotency'], { methods: ['POST', 'PUT'] }, '@fastify/swagger has one description for all methods of a route')
+      t.match(several['x-idempotency'], {
+        methods: ['POST', 'PUT']
+      }, '@fastify/swagger has one description for all methods of a route')
       t.match(several.parameters, [{ name: 'X-Once', required: false, description: /With POST and PUT only\.$/ }])
     }
   })
@@ -222,6 +301,12 @@ t.test('global: false documents the routes that opted in; a store that may be by
 })
 
 t.test('an unknown outcome stands on every route that takes part: any handler may use steps', async t => {
-  const { find } = await documented(t, { routes: app => app.post('/', async request => await request.idempotency.step('one', () => 1)) })
-  for (const version of VERSIONS) t.match(JSON.stringify(find(version, 'post', '/').responses['409']), /idempotency_outcome_unknown/, version)
+  const { find } = await documented(
+    t, { routes: app => app.post('/', async request => await request.idempotency.step('one', () => 1)) }
+  )
+  for (const version of VERSIONS) {
+    t.match(
+      JSON.stringify(find(version, 'post', '/').responses['409']), /idempotency_outcome_unknown/, version
+    )
+  }
 })

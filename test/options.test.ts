@@ -47,7 +47,9 @@ t.test('a wrong or unknown option fails at start-up with an error that names it'
     [{ scope: 'tenant' }, /option "scope" must be a function, 'credentials' or false, got 'tenant'/],
     [{ scope: true }, /option "scope".*got true/],
     [{ fingerprint: {} }, /option "fingerprint" must be a function that answers at once, got {}/],
-    [{ fingerprint: async () => 'x' }, /option "fingerprint" must be a function that answers at once, got an async function/],
+    [{
+      fingerprint: async () => 'x'
+    }, /option "fingerprint" must be a function that answers at once, got an async function/],
     [{ errors: async () => 'x' }, /option "errors" must be .* or a function that answers at once/],
     [{ inFlight: { wait: 5n } }, /option "inFlight" must be .*, got { wait: 5n }/],
     [{ methods: ['POST', 'PSOT'] }, /option "methods" has 'PSOT', which this Fastify instance does not support/],
@@ -88,7 +90,9 @@ t.test('a wrong or unknown option fails at start-up with an error that names it'
     const app = Fastify()
     await t.rejects(async () => await app.register(idempotency, options as FastifyIdempotencyOptions), message)
   }
-  for (const options of [{ ttl: undefined, more: undefined }, { maxResponseBytes: 0 }, { profile: 'default' as const }]) {
+  for (
+    const options of [{ ttl: undefined, more: undefined }, { maxResponseBytes: 0 }, { profile: 'default' as const }]
+  ) {
     const app = Fastify()
     await app.register(idempotency, options as FastifyIdempotencyOptions)
     await app.close()
@@ -98,10 +102,14 @@ t.test('a wrong or unknown option fails at start-up with an error that names it'
 t.test('a wrong route option names the route', async t => {
   const app = Fastify()
   await app.register(idempotency)
-  const declare = (config: unknown, method = 'POST', url = '/x') => () => { app.route({ method, url, config: { idempotency: config as boolean }, handler }) }
+  const declare = (config: unknown, method = 'POST', url = '/x') => () => {
+    app.route({ method, url, config: { idempotency: config as boolean }, handler })
+  }
   t.throws(declare({ ttl: -1 }), /config\.idempotency of POST \/x: option "ttl"/)
   t.throws(declare({ tll: 1 }), /POST \/x: unknown option "tll"; did you mean "ttl"\?/)
-  t.throws(declare({ prefix: 'p' }), /POST \/x: unknown option "prefix"; did you mean "keyPrefix"\? It cannot be set per route/)
+  t.throws(
+    declare({ prefix: 'p' }), /POST \/x: unknown option "prefix"; did you mean "keyPrefix"\? It cannot be set per route/
+  )
   t.throws(declare({ frobnicate: 1 }), /POST \/x: unknown option "frobnicate"; the options here are key, /)
   t.throws(declare({ store: {} }), /POST \/x: option "store" cannot be set per route/)
   t.throws(declare('yes'), /POST \/x: must be true, false or an object of options, got 'yes'/)
@@ -141,9 +149,13 @@ t.test('an unknown name is answered with the one that was meant', async t => {
 })
 
 t.test('a store or client that is undefined fails at start-up, and says what to do instead', async t => {
-  t.match(await complaint({ redis: undefined }), 'option "redis" is undefined: it was not there yet when the plugin was ' +
+  t.match(await complaint(
+    { redis: undefined }
+  ), 'option "redis" is undefined: it was not there yet when the plugin was ' +
     'registered; create the client first; with @fastify/redis, register it before and leave "redis" out')
-  t.match(await complaint({ store: undefined }), 'option "store" is undefined: it was not there yet when the plugin was ' +
+  t.match(await complaint(
+    { store: undefined }
+  ), 'option "store" is undefined: it was not there yet when the plugin was ' +
     'registered; create the store first; where the in-process one is meant, say so: store: new MemoryStore()')
 })
 

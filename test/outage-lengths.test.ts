@@ -60,8 +60,10 @@ async function instance (store: IdempotencyStore, executed: (key: string) => voi
 }
 
 function away (inner: IdempotencyStore, fault: Fault, time: VirtualTime, from: number, to: number): IdempotencyStore {
-  const step = <A extends unknown[], R>(name: keyof IdempotencyStore, run: (...args: A) => StoreAnswer<R>) => async (...args: A): Promise<R> =>
-    time.now >= from && time.now < to ? await fault(() => run(...args), to - time.now, name) : await run(...args)
+  const step = <A extends unknown[], R>(
+    name: keyof IdempotencyStore, run: (...args: A) => StoreAnswer<R>
+  ) => async (...args: A): Promise<R> =>
+      time.now >= from && time.now < to ? await fault(() => run(...args), to - time.now, name) : await run(...args)
   return {
     claim: step('claim', inner.claim.bind(inner)),
     renew: step('renew', inner.renew.bind(inner)),
@@ -79,7 +81,9 @@ async function ask ({ key, outcomes }: Row, app: FastifyInstance): Promise<numbe
 }
 
 /** All rows at once: time is the same for all of them. */
-async function play (t: Test, rows: Array<Pick<Row, 'fault' | 'start' | 'length'>>): Promise<{ played: Row[], lost: Set<unknown> }> {
+async function play (t: Test, rows: Array<Pick<Row, 'fault' | 'start' | 'length'>>): Promise<{
+  played: Row[], lost: Set<unknown>
+}> {
   const time = new VirtualTime(t)
   const events = listen(t, 'lease-lost')
   const inner = new MemoryStore({ now: () => time.now })
@@ -91,7 +95,9 @@ async function play (t: Test, rows: Array<Pick<Row, 'fault' | 'start' | 'length'
     const from = begin + start * LEASE
     const store = away(inner, FAULTS[fault] as Fault, time, from, from + length * LEASE)
     const key = `${fault} for ${length} from ${start}`
-    byKey.set(key, { fault, start, length, key, app: await instance(store, executed), executions: 0, outcomes: new Set() })
+    byKey.set(
+      key, { fault, start, length, key, app: await instance(store, executed), executions: 0, outcomes: new Set() }
+    )
   }))
   const played = [...byKey.values()]
   await time.pass(begin - time.now)
@@ -104,7 +110,9 @@ async function play (t: Test, rows: Array<Pick<Row, 'fault' | 'start' | 'length'
     await turns()
   }
   await Promise.all(answers)
-  t.same(await Promise.all(played.map(async row => await ask(row, other))), played.map(() => 200), 'all have an outcome')
+  t.same(
+    await Promise.all(played.map(async row => await ask(row, other))), played.map(() => 200), 'all have an outcome'
+  )
   const closed = Promise.all([other, ...played.map(({ app }) => app)].map(async app => await app.close()))
   await time.pass(LEASE)
   await closed
@@ -115,9 +123,13 @@ for (const fault of Object.keys(FAULTS)) {
   t.test(`G2, G5: one store, and it ${fault} for a part of a lease`, async t => {
     const { played, lost } = await play(t, STARTS.flatMap(start => LENGTHS.map(length => ({ fault, start, length }))))
     const harmless = played.filter(({ length }) => length <= HARMLESS)
-    t.same(harmless.filter(({ key }) => lost.has(key)).map(({ key }) => key), [], 'a live handler does not lose its key')
+    t.same(
+      harmless.filter(({ key }) => lost.has(key)).map(({ key }) => key), [], 'a live handler does not lose its key'
+    )
     t.same(harmless.filter(({ executions }) => executions > 1).map(({ key }) => key), [], 'it runs once')
-    t.same(played.filter(({ outcomes }) => outcomes.size > 1).map(({ key }) => key), [], 'nobody sees two outcomes, however long it was')
+    t.same(played.filter(
+      ({ outcomes }) => outcomes.size > 1
+    ).map(({ key }) => key), [], 'nobody sees two outcomes, however long it was')
   })
 }
 

@@ -11,14 +11,18 @@ for (const mode of MODES) {
   t.test(`G1: a retry gets the first response, and the handler has run once (${mode})`, async t => {
     let runs = 0
     const { post } = await start(t, mode, {
-      routes: app => app.post('/', async (request, reply) => reply.code(201).header('x-run', ++runs).send({ runs, body: request.body, id: randomUUID() }))
+      routes: app => app.post('/', async (request, reply) => reply.code(201).header('x-run', ++runs).send(
+        { runs, body: request.body, id: randomUUID() }
+      ))
     })
     const first = await post('k', '{"amount":1}')
     const retry = await post('k', '{"amount":1}')
     t.equal(first.status, 201)
     t.equal(first.headers['idempotent-replayed'], undefined)
     t.equal(retry.headers['idempotent-replayed'], 'true')
-    t.same([retry.status, retry.text, retry.headers['content-type'], retry.headers['x-run']], [201, first.text, first.headers['content-type'], '1'])
+    t.same([retry.status, retry.text, retry.headers['content-type'], retry.headers['x-run']], [
+      201, first.text, first.headers['content-type'], '1'
+    ])
     t.equal(runs, 1)
     t.equal((await post('other', '{"amount":1}')).json().runs, 2)
     t.equal((await post(undefined, '{"amount":1}')).json().runs, 3)
@@ -67,7 +71,9 @@ for (const mode of MODES) {
     t.equal(body.status, 409)
     t.equal(body.headers['content-type'], 'application/json; charset=utf-8')
     t.match((await post('k', '{"amount":1}', { path: '/a?x=2' })).json().message, /different URL/)
-    t.match((await call({ method: 'PATCH', path: '/a?x=1', key: 'k', body: '{"amount":1}' })).json().message, /different method/)
+    t.match((
+      await call({ method: 'PATCH', path: '/a?x=1', key: 'k', body: '{"amount":1}' })
+    ).json().message, /different method/)
     t.match((await post('k', undefined, { path: '/a?x=1' })).json().message, /different request body/)
     t.equal((await post('k', '{"amount":1}', { path: '/a?x=1' })).replayed, true)
     t.equal(runs, 1)
@@ -76,10 +82,14 @@ for (const mode of MODES) {
   t.test(`a bad key is refused before the body is read (${mode})`, async t => {
     let parsed = 0
     const { call, port } = await start(t, mode, {
-      before: app => app.addContentTypeParser('text/slow', (_request, payload, done) => { parsed++; payload.resume(); done(null, 'body') }),
+      before: app => app.addContentTypeParser(
+        'text/slow', (_request, payload, done) => { parsed++; payload.resume(); done(null, 'body') }
+      ),
       routes: app => app.post('/', async () => 'ok')
     })
-    const bad = async (headers: http.OutgoingHttpHeaders) => await call({ headers: { 'content-type': 'text/slow', ...headers }, body: 'x' })
+    const bad = async (headers: http.OutgoingHttpHeaders) => await call(
+      { headers: { 'content-type': 'text/slow', ...headers }, body: 'x' }
+    )
     for (const key of ['', '   ', 'a'.repeat(256)]) {
       const answer = await bad({ 'idempotency-key': key })
       t.same([answer.status, answer.json().code], [400, 'idempotency_key_invalid'])
@@ -91,7 +101,14 @@ for (const mode of MODES) {
     t.equal((await bad({ 'idempotency-key': 'a, b' })).status, 200)
 
     // The answer does not wait for a body that never comes.
-    const request = http.request({ port, host: '127.0.0.1', method: 'POST', headers: { 'content-type': 'text/slow', 'content-length': 100, 'idempotency-key': '' } })
+    const request = http.request({
+      port,
+      host: '127.0.0.1',
+      method: 'POST',
+      headers: {
+        'content-type': 'text/slow', 'content-length': 100, 'idempotency-key': ''
+      }
+    })
     request.flushHeaders()
     const [response] = await once(request, 'response') as [http.IncomingMessage]
     t.equal((await receive(response)).status, 400)
@@ -128,7 +145,9 @@ for (const mode of MODES) {
         app.post('/out', { config: { idempotency: false } }, handler)
       }
     })
-    for (const [method, path] of [['GET', '/'], ['PUT', '/'], ['DELETE', '/'], ['OPTIONS', '/'], ['POST', '/out']] as const) {
+    for (
+      const [method, path] of [['GET', '/'], ['PUT', '/'], ['DELETE', '/'], ['OPTIONS', '/'], ['POST', '/out']] as const
+    ) {
       for (const key of ['k', 'k', '']) {
         const before = runs
         const answer = await call({ method, path, key })

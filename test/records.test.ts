@@ -39,7 +39,9 @@ async function put (client: Client, key: string, record: string): Promise<RedisS
 
 const OTHER = { token: 'x'.repeat(36), lease: LEASE, ttl: TTL, takeover: true }
 const headers = [['content-type', 'text/plain; charset=utf-8'], ['link', ['</a>', '</b>']], ['x-name', '\u00e9']]
-const result = (more: object): object => ({ fingerprint: FINGERPRINT, status: 201, replayable: true, headers: [], ...more })
+const result = (more: object): object => (
+  { fingerprint: FINGERPRINT, status: 201, replayable: true, headers: [], ...more }
+)
 const CLAIMS: Record<Name, object> = {
   held: { outcome: 'held', attempt: 1, fingerprint: '' },
   'held, fingerprint': { outcome: 'held', attempt: 1, fingerprint: FINGERPRINT },
@@ -47,8 +49,12 @@ const CLAIMS: Record<Name, object> = {
   freed: { outcome: 'acquired', attempt: 2, takeover: false },
   'freed, bound': { outcome: 'acquired', attempt: 2, takeover: false, fingerprint: FINGERPRINT },
   'completed, text': { outcome: 'completed', attempt: 1, result: result({ headers, body: 'caf\u00e9', text: true }) },
-  'completed, bytes': { outcome: 'completed', attempt: 1, result: result({ body: Buffer.from([0, 255, 10]), text: false }) },
-  'completed, not replayable': { outcome: 'completed', attempt: 1, result: result({ status: 204, replayable: false, text: false }) }
+  'completed, bytes': {
+    outcome: 'completed', attempt: 1, result: result({ body: Buffer.from([0, 255, 10]), text: false })
+  },
+  'completed, not replayable': {
+    outcome: 'completed', attempt: 1, result: result({ status: 204, replayable: false, text: false })
+  }
 }
 const STEPS: Partial<Record<Name, object[]>> = {
   'held, bound': [{ name: 'charge', result: '{"id":"ch_1"}' }, { name: 'mail', result: undefined }],

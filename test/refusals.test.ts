@@ -6,7 +6,9 @@ import { MODES, start, STORES, stopRedis } from './fixtures/app.ts'
 t.teardown(stopRedis)
 
 const CODE = 'idempotency_outcome_unknown'
-const refusal = (code: IdempotencyErrorCode = CODE): IdempotencyError => new IdempotencyError(code, 'Ask the provider.', { retryAfter: 7 })
+const refusal = (code: IdempotencyErrorCode = CODE): IdempotencyError => new IdempotencyError(
+  code, 'Ask the provider.', { retryAfter: 7 }
+)
 
 for (const mode of MODES) {
   t.test(`an IdempotencyError of a handler is answered in the route's form, and the key is free again (${mode})`, async t => {
@@ -44,11 +46,15 @@ for (const mode of MODES) {
       t.same([envelope.status, envelope.headers['retry-after'], envelope.headers['x-handler']], [409, '7', undefined])
       t.equal(abandoned.at(-1)?.code, CODE)
       const problem = await post('p', '{}', { path: '/problem' })
-      t.same([problem.status, problem.headers['content-type'], problem.json().code], [409, 'application/problem+json', CODE])
+      t.same(
+        [problem.status, problem.headers['content-type'], problem.json().code], [409, 'application/problem+json', CODE]
+      )
       t.equal((await post('c', '{}', { path: '/custom' })).text, `oops ${CODE}`)
       t.match((await post('b', '{}', { path: '/broken' })).json(), { message: 'no form' })
       const thrown = await post('t', '{}', { path: '/throw' })
-      t.same([thrown.status, thrown.headers['x-handler'], thrown.headers['retry-after'], thrown.text], [418, '1', '7', '{"mine":"Ask the provider."}'])
+      t.same([thrown.status, thrown.headers['x-handler'], thrown.headers['retry-after'], thrown.text], [
+        418, '1', '7', '{"mine":"Ask the provider."}'
+      ])
       t.same((await post('s', '{}', { path: '/sync' })).status, 503)
       const sent = await post('r', '{}', { path: '/sent' })
       t.same([sent.status, sent.headers['x-late'], sent.json().code], [409, undefined, CODE])
@@ -84,7 +90,12 @@ for (const mode of STORES) {
 t.test('an IdempotencyError of a request that runs past an absent store has the route\'s form too', async t => {
   const away = (): never => { throw new Error('away') }
   const { post } = await start(t, 'memory', {
-    options: { onStoreError: 'bypass', store: { claim: away, renew: away, complete: away, release: away, read: away, remove: away } },
+    options: {
+      onStoreError: 'bypass',
+      store: {
+        claim: away, renew: away, complete: away, release: away, read: away, remove: away
+      }
+    },
     routes: app => app.post('/', async () => { throw refusal() })
   })
   t.match((await post('k', '{}')).json(), { status: 'error', code: CODE })

@@ -21,8 +21,12 @@ t.test('a wrong option of a route declared before the plugin is told when it is 
       app.get('/get', handler)
     }
   })
-  t.match((await post('k', '{}', { path: '/wrong' })).json(), { statusCode: 500, message: /POST \/wrong: option "ttl"/ })
-  t.match((await post('k', '{}', { path: '/late' })).json(), { statusCode: 500, message: /POST \/late was declared before the plugin was loaded.*await app\.register/ })
+  t.match(
+    (await post('k', '{}', { path: '/wrong' })).json(), { statusCode: 500, message: /POST \/wrong: option "ttl"/ }
+  )
+  t.match((await post('k', '{}', { path: '/late' })).json(), {
+    statusCode: 500, message: /POST \/late was declared before the plugin was loaded.*await app\.register/
+  })
   t.equal((await post(undefined, '{}', { path: '/required' })).json().code, 'idempotency_key_missing')
   t.equal((await call({ method: 'GET', path: '/get', key: '' })).text, 'ok')
 })
@@ -48,13 +52,19 @@ t.test('the store is chosen: the option, fastify.redis, or the in-process one, w
   named.register(redis, { url, namespace: 'one' })
   named.register(redis, { url, namespace: 'two' })
   named.register(idempotency)
-  await t.rejects(async () => await named.ready(), /fastify\.redis holds namespaces; choose one with the option "redis": fastify\.redis\.one or fastify\.redis\.two/)
+  await t.rejects(
+    async () => await named.ready(),
+    /fastify\.redis holds namespaces; choose one with the option "redis": fastify\.redis\.one or fastify\.redis\.two/
+  )
   await named.close()
 
   const other = Fastify()
   other.decorate('redis', { sendCommand () {}, options: undefined, isOpen: true } as unknown as FastifyRedis)
   other.register(idempotency)
-  await t.rejects(async () => await other.ready(), /fastify\.redis must be an ioredis client.*"callBuffer"\. It looks like a client of node-redis/)
+  await t.rejects(
+    async () => await other.ready(),
+    /fastify\.redis must be an ioredis client.*"callBuffer"\. It looks like a client of node-redis/
+  )
   await other.close()
 
   const twice = Fastify()
@@ -66,19 +76,35 @@ for (const mode of MODES) {
   t.test(`G12: what runs in onRequest has run before the key is taken or a replay is sent (${mode})`, async t => {
     let allow = true
     let runs = 0
-    const guard = async (_request: FastifyRequest, reply: FastifyReply) => { if (!allow) await reply.code(401).send('no') }
+    const guard = async (_request: FastifyRequest, reply: FastifyReply) => {
+      if (!allow) await reply.code(401).send('no')
+    }
     const { post, app } = await start(t, mode, {
-      before: app => { app.addHook('onRequest', async (request, reply) => { if (request.url === '/instance') await guard(request, reply) }) },
+      before: app => {
+        app.addHook(
+          'onRequest', async (request, reply) => { if (request.url === '/instance') await guard(request, reply) }
+        )
+      },
       routes: app => {
         app.post('/instance', async () => ({ runs: ++runs }))
         app.post('/route', { onRequest: guard }, async () => ({ runs: ++runs }))
         app.post('/routes', { onRequest: [async () => {}, guard] }, async () => ({ runs: ++runs }))
-        app.post('/pre-parsing', { config: { idempotency: { hook: 'preParsing' } }, preParsing: guard }, async () => ({ runs: ++runs }))
-        app.post('/pre-validation', { config: { idempotency: { hook: 'preValidation' } }, preValidation: guard }, async () => ({ runs: ++runs }))
-        if (!mode.endsWith('first')) app.post('/pre-handler', { config: { idempotency: { hook: 'preHandler' } }, preHandler: [guard] }, async () => ({ runs: ++runs }))
+        app.post('/pre-parsing', {
+          config: { idempotency: { hook: 'preParsing' } }, preParsing: guard
+        }, async () => ({ runs: ++runs }))
+        app.post('/pre-validation', {
+          config: { idempotency: { hook: 'preValidation' } }, preValidation: guard
+        }, async () => ({ runs: ++runs }))
+        if (!mode.endsWith('first')) {
+          app.post('/pre-handler', {
+            config: { idempotency: { hook: 'preHandler' } }, preHandler: [guard]
+          }, async () => ({ runs: ++runs }))
+        }
       }
     })
-    const paths = ['/instance', '/route', '/routes', '/pre-parsing', '/pre-validation', ...(mode.endsWith('first') ? [] : ['/pre-handler'])]
+    const paths = ['/instance', '/route', '/routes', '/pre-parsing', '/pre-validation', ...(
+      mode.endsWith('first') ? [] : ['/pre-handler']
+    )]
     for (const path of paths) {
       allow = false
       t.equal((await post(path, '{}', { path })).status, 401)
@@ -100,7 +126,9 @@ for (const mode of STORES) {
     let allow = false
     const late = fp(async app => {
       app.addHook('onRoute', route => {
-        route.onRequest = [route.onRequest ?? []].flat().concat((_request: FastifyRequest, reply: FastifyReply, done: () => void) => {
+        route.onRequest = [
+          route.onRequest ?? []
+        ].flat().concat((_request: FastifyRequest, reply: FastifyReply, done: () => void) => {
           if (allow) done()
           else reply.code(401).send('no')
         })
@@ -179,7 +207,9 @@ t.test('a route of several methods takes part with those that are covered; with 
     }
   })
   const cases = [
-    ['POST', '/', true], ['PUT', '/', false], ['PUT', '/own', true], ['DELETE', '/own', true], ['GET', '/own', false], ['HEAD', '/own', false]
+    ['POST', '/', true], ['PUT', '/', false], ['PUT', '/own', true], ['DELETE', '/own', true], ['GET', '/own', false], [
+      'HEAD', '/own', false
+    ]
   ] as const
   for (const [method, path, expected] of cases) {
     await call({ method, path, key: method })
@@ -193,7 +223,9 @@ t.test('a later stage without a key, or with a key option that fails there', asy
       const late = { hook: 'preHandler' } as const
       app.post('/none', { config: { idempotency: { ...late, key: () => undefined } } }, handler)
       app.post('/fails', { config: { idempotency: { ...late, key: () => { throw new Error('no key') } } } }, handler)
-      app.post('/drops', { config: { idempotency: late }, preHandler: async request => { Reflect.set(request, 'idempotency', null) } }, handler)
+      app.post('/drops', {
+        config: { idempotency: late }, preHandler: async request => { Reflect.set(request, 'idempotency', null) }
+      }, handler)
     }
   })
   t.equal((await post('k', '{}', { path: '/none' })).text, 'ok')
@@ -202,7 +234,9 @@ t.test('a later stage without a key, or with a key option that fails there', asy
 })
 
 t.test('G14: timers do not keep a process alive, not even those of a key that is held', async t => {
-  const child = spawn(process.execPath, [...loader, new URL('fixtures/exit.ts', import.meta.url).pathname], { stdio: ['ignore', 'pipe', 'inherit'] })
+  const child = spawn(process.execPath, [...loader, new URL('fixtures/exit.ts', import.meta.url).pathname], {
+    stdio: ['ignore', 'pipe', 'inherit']
+  })
   let said = ''
   child.stdout.on('data', chunk => { said += String(chunk) })
   const [code] = await once(child, 'exit') as [number]
@@ -231,7 +265,13 @@ t.test('G15: a route that takes no part gets no hook, and the arrays of the user
   const hooks = ['onRequest', 'preParsing', 'preValidation', 'preHandler', 'onError', 'onSend'] as const
   for (const route of ['GET /get', 'HEAD /get', 'POST /out']) {
     // Fastify's own HEAD route has its onSend.
-    for (const hook of hooks) if (!(route.startsWith('HEAD') && hook === 'onSend')) t.equal(seen.get(route)?.[hook], undefined, `${route} ${hook}`)
+    for (const hook of hooks) {
+      if (!(route.startsWith('HEAD') && hook === 'onSend')) {
+        t.equal(
+          seen.get(route)?.[hook], undefined, `${route} ${hook}`
+        )
+      }
+    }
     t.equal(seen.get(route)?.handler, handler)
   }
   t.equal(mine.length, 1)

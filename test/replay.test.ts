@@ -28,10 +28,16 @@ for (const mode of MODES) {
       number: reply => reply.send(5),
       null: reply => reply.send(null),
       buffer: () => bytes,
-      'stream of readable-stream 2': () => Object.assign(Readable.from(['old ', 'stream']), { [Symbol.asyncIterator]: undefined }),
+      'stream of readable-stream 2': () => Object.assign(
+        Readable.from(['old ', 'stream']), { [Symbol.asyncIterator]: undefined }
+      ),
       'stream of Node.js 0.8': reply => {
         const old = Object.assign(new Stream(), { readable: true, pause () {}, resume () {}, destroy () {} })
-        setImmediate(() => { for (const [event, chunk] of [['data', 'old '], ['data', 'stream'], ['end'], ['close']] as const) old.emit(event, chunk) })
+        setImmediate(() => {
+          for (
+            const [event, chunk] of [['data', 'old '], ['data', 'stream'], ['end'], ['close']] as const
+          ) old.emit(event, chunk)
+        })
         return reply.send(old)
       },
       typed: () => new Uint16Array([1, 2, 65_535]),
@@ -48,10 +54,20 @@ for (const mode of MODES) {
       '304 with an empty string': reply => reply.code(304).send(''),
       redirect: reply => reply.redirect('/elsewhere', 303),
       'node stream': () => Readable.from([bytes, 'text', bytes]),
-      'typed node stream': reply => reply.type('text/csv').header('content-length', 4).send(Readable.from(['a,', 'b\n'])),
+      'typed node stream': reply => reply.type('text/csv').header('content-length', 4).send(
+        Readable.from(['a,', 'b\n'])
+      ),
       'empty stream': () => Readable.from([]),
-      'web stream': () => new ReadableStream({ start (controller) { controller.enqueue(new Uint8Array([1, 2])); controller.enqueue(new Uint8Array(bytes)); controller.close() } }),
-      Response: () => new Response('from a Response', { status: 202, headers: [['content-type', 'text/x'], ['x-multi', 'a'], ['set-cookie', 'a=1']] }),
+      'web stream': () => new ReadableStream({
+        start (controller) {
+          controller.enqueue(new Uint8Array([1, 2]))
+          controller.enqueue(new Uint8Array(bytes))
+          controller.close()
+        }
+      }),
+      Response: () => new Response('from a Response', {
+        status: 202, headers: [['content-type', 'text/x'], ['x-multi', 'a'], ['set-cookie', 'a=1']]
+      }),
       'Response without a body': () => new Response(null, { status: 204 }),
       'two values': reply => reply.header('x-two', ['a', 'b']).header('link', '</a>; rel=next').send('two'),
       'latin-1 header with text': reply => reply.header('x-l', 'caf\u00e9').send('text'),
@@ -87,7 +103,9 @@ for (const mode of MODES) {
       before: async app => {
         app.addHook('onSend', async () => { if (failure !== undefined) throw failure })
       },
-      routes: app => app.post('/', async (_request, reply) => await reply.code(201).header('x-kept', 'yes').send('once'))
+      routes: app => app.post(
+        '/', async (_request, reply) => await reply.code(201).header('x-kept', 'yes').send('once')
+      )
     })
     t.match(await post('k'), { status: 201 })
     failure = new Error('from a hook')
@@ -104,12 +122,28 @@ for (const mode of MODES) {
     let seen = 0
     const { post } = await start(t, mode, {
       before: app => {
-        app.addHook('onRequest', (_request, reply, done) => { reply.header('x-first', ++seen).header('x-live', seen).header('set-cookie', `hook=${seen}`); done() })
+        app.addHook('onRequest', (_request, reply, done) => {
+          reply.header('x-first', ++seen).header('x-live', seen).header('set-cookie', `hook=${seen}`)
+          done()
+        })
       },
       options: { replayHeaders: name => name !== 'x-live' },
       routes: app => {
-        app.post('/', async (_request, reply) => await reply.headers({ connection: 'close', 'keep-alive': 'timeout=1', 'proxy-authenticate': 'x', 'x-mine': 'kept', 'set-cookie': ['a=1', 'b=2'] }).send('ok'))
-        app.post('/default', { config: { idempotency: { replayHeaders: name => !/^(x-)/.test(name) } } }, async () => 'ok')
+        app.post(
+          '/',
+          async (_request, reply) => await reply.headers(
+            {
+              connection: 'close',
+              'keep-alive': 'timeout=1',
+              'proxy-authenticate': 'x',
+              'x-mine': 'kept',
+              'set-cookie': ['a=1', 'b=2']
+            }
+          ).send('ok')
+        )
+        app.post(
+          '/default', { config: { idempotency: { replayHeaders: name => !/^(x-)/.test(name) } } }, async () => 'ok'
+        )
       }
     })
     const first = await post('k', '{}')
@@ -127,7 +161,9 @@ for (const mode of STORES) {
   t.test(`G13: any status, type and body comes back as it was (${mode})`, async t => {
     let next: { status: number, body: Buffer, value: string } | undefined
     const { post } = await start(t, mode, {
-      routes: app => app.post('/', async (_request, reply) => await reply.code(next?.status ?? 0).header('x-value', next?.value).send(next?.body))
+      routes: app => app.post('/', async (_request, reply) => await reply.code(next?.status ?? 0).header(
+        'x-value', next?.value
+      ).send(next?.body))
     })
     let count = 0
     await fc.assert(fc.asyncProperty(fc.record({
@@ -140,7 +176,8 @@ for (const mode of STORES) {
       const first = await post(key, '{}')
       next = undefined
       const retry = await post(key, '{}')
-      return retry.replayed && retry.status === given.status && retry.body.equals(given.body) && retry.headers['x-value'] === given.value && first.body.equals(given.body)
+      return retry.replayed && retry.status === given.status && retry.body.equals(given.body) &&
+        retry.headers['x-value'] === given.value && first.body.equals(given.body)
     }), { numRuns: 60 })
   })
 
@@ -165,15 +202,21 @@ for (const mode of STORES) {
           })
         }
       })
-      const as = async (origin: string, encoding: string) => await post('k', '{}', { headers: { ...headersOf({ key: 'k', body: '' }), origin, 'accept-encoding': encoding } })
+      const as = async (origin: string, encoding: string) => await post(
+        'k', '{}', { headers: { ...headersOf({ key: 'k', body: '' }), origin, 'accept-encoding': encoding } }
+      )
       const first = await as('https://a.example', 'gzip')
       const retry = await as('https://a.example', 'gzip')
       t.equal(retry.replayed, true)
-      t.same(lines(retry, 'set-cookie', 'x-ratelimit-remaining', 'x-ratelimit-reset'), lines(first, 'set-cookie', 'x-ratelimit-remaining', 'x-ratelimit-reset'))
+      t.same(lines(retry, 'set-cookie', 'x-ratelimit-remaining', 'x-ratelimit-reset'), lines(
+        first, 'set-cookie', 'x-ratelimit-remaining', 'x-ratelimit-reset'
+      ))
       t.ok(gunzipSync(retry.body).equals(gunzipSync(first.body)))
       t.equal(first.headers['set-cookie']?.length, 1)
       t.equal(retry.headers['set-cookie'], undefined)
-      t.equal(Number(retry.headers['x-ratelimit-remaining']), Number(first.headers['x-ratelimit-remaining']) - 1, 'rate limits are live, and replays count')
+      t.equal(Number(retry.headers['x-ratelimit-remaining']), Number(
+        first.headers['x-ratelimit-remaining']
+      ) - 1, 'rate limits are live, and replays count')
       const other = await as('https://b.example', 'identity')
       t.equal(other.headers['access-control-allow-origin'], 'https://b.example')
       t.ok(other.body.equals(gunzipSync(first.body)))
@@ -185,10 +228,14 @@ for (const mode of STORES) {
 
   t.test(`G13: hooks that change the payload do not change a replay twice (${mode})`, async t => {
     let count = 0
-    const wrap = async (_request: FastifyRequest, _reply: FastifyReply, payload: unknown) => `[${++count}:${String(payload)}]`
+    const wrap = async (
+      _request: FastifyRequest, _reply: FastifyReply, payload: unknown
+    ) => `[${++count}:${String(payload)}]`
     const { post } = await start(t, mode, {
       before: app => { app.addHook('onSend', wrap) },
-      routes: app => app.post('/', { onSend: async (_request, _reply, payload) => `<${String(payload)}>` }, async () => 'x')
+      routes: app => app.post(
+        '/', { onSend: async (_request, _reply, payload) => `<${String(payload)}>` }, async () => 'x'
+      )
     })
     t.equal((await post('k', '{}')).text, '<[1:x]>')
     t.equal((await post('k', '{}')).text, '<[1:x]>')
@@ -198,8 +245,12 @@ for (const mode of STORES) {
     let count = 0
     const { post } = await start(t, mode, {
       routes: app => {
-        app.post('/fails', { onSend: async (_request, reply, payload) => { if (count++ === 0) reply.code(503); return payload } }, async request => ({ attempt: request.idempotency?.attempt }))
-        app.post('/counts', { onSend: async (_request, _reply, payload) => `${String(payload)}:${++count}` }, async () => 'x')
+        app.post('/fails', {
+          onSend: async (_request, reply, payload) => { if (count++ === 0) reply.code(503); return payload }
+        }, async request => ({ attempt: request.idempotency?.attempt }))
+        app.post(
+          '/counts', { onSend: async (_request, _reply, payload) => `${String(payload)}:${++count}` }, async () => 'x'
+        )
       }
     })
     t.equal((await post('f', '{}', { path: '/fails' })).status, 503)
@@ -213,7 +264,10 @@ for (const mode of STORES) {
     const { post } = await start(t, mode, {
       routes: app => {
         app.post('/', (_request, reply) => { reply.header('x-bad', bad ? 'a\u0100b' : 'ab').send('ok') })
-        app.post('/late', (_request, reply) => { reply.raw.writeHead(200).write('raw'); setImmediate(() => reply.send('too late')) })
+        app.post('/late', (_request, reply) => {
+          reply.raw.writeHead(200).write('raw')
+          setImmediate(() => reply.send('too late'))
+        })
       }
     })
     // Headers are gone already: with a store that answers at once Fastify throws to the caller.
@@ -241,7 +295,9 @@ for (const mode of STORES) {
   t.test(`G4: a reply that a later hook turns into a failure is not kept (${mode})`, async t => {
     let fail = true
     const { post } = await start(t, mode, {
-      routes: app => app.post('/', { onSend: async (_request, _reply, payload) => { if (fail) throw new Error('signing failed'); return payload } }, async request => ({ attempt: request.idempotency?.attempt }))
+      routes: app => app.post('/', {
+        onSend: async (_request, _reply, payload) => { if (fail) throw new Error('signing failed'); return payload }
+      }, async request => ({ attempt: request.idempotency?.attempt }))
     })
     t.equal((await post('k', '{}')).status, 500)
     fail = false
@@ -286,7 +342,9 @@ t.test('events tell what happened, with the key, and never a body or a credentia
   await post(undefined, '{}', { path: '/required' })
   t.same(events.map(([name, { key, status, attempt }]) => [name, key, status, attempt]), [
     ['executed', 'k', 200, 1], ['replayed', 'k', 200, 1], ['mismatched', 'k', 409, 1], ['invalid', '', 400, 0],
-    ['conflicted', 's', 409, 1], ['executed', 's', 200, 1], ['released', 'f', 500, 1], ['unreplayable', 'l', 200, 1], ['invalid', '', 400, 0]
+    ['conflicted', 's', 409, 1], ['executed', 's', 200, 1], ['released', 'f', 500, 1], ['unreplayable', 'l', 200, 1], [
+      'invalid', '', 400, 0
+    ]
   ])
   t.ok(events.every(([, { request }]) => request.method === 'POST'))
   t.match(log.join(''), 'idempotency: replayed')
@@ -315,7 +373,9 @@ for (const mode of MODES) {
   t.test(`G8, G13: a response that streams the request's own body back (${mode})`, async t => {
     let runs = 0
     const { post } = await start(t, mode, {
-      before: app => { app.addContentTypeParser('application/x-echo', (_request, payload, done) => done(null, payload)) },
+      before: app => {
+        app.addContentTypeParser('application/x-echo', (_request, payload, done) => done(null, payload))
+      },
       routes: app => app.post('/', (request, reply) => {
         runs++
         reply.type('application/x-echo').send(request.body)
@@ -348,7 +408,9 @@ t.test('G8: a parser that sets an encoding does not change what is compared', as
     routes: app => app.post('/', async request => ({ length: (request.body as string).length }))
   })
   const bytes = async (encoding: string, ...body: number[]): Promise<[status: number, replayed: boolean]> => {
-    const { status, replayed } = await post('k', Buffer.from(body), { headers: { 'content-type': `application/${encoding}`, 'idempotency-key': encoding } })
+    const { status, replayed } = await post(
+      'k', Buffer.from(body), { headers: { 'content-type': `application/${encoding}`, 'idempotency-key': encoding } }
+    )
     return [status, replayed]
   }
   t.same(await bytes('latin1', 0, 128, 255), [200, false])

@@ -12,29 +12,55 @@ for (const mode of STORES) {
     let runs = 0
     const handler = async (_request: FastifyRequest, reply: FastifyReply) => reply.code(202).send({ runs: ++runs })
     const { post, call } = await start(t, mode, {
-      options: { global: false, headerName: 'X-Idem', replayedHeaderName: 'X-Again', methods: ['post', 'PUT'], docsUrl: 'https://docs.example.com/errors' },
+      options: {
+        global: false,
+        headerName: 'X-Idem',
+        replayedHeaderName: 'X-Again',
+        methods: ['post', 'PUT'],
+        docsUrl: 'https://docs.example.com/errors'
+      },
       routes: app => {
         app.post('/needs', { config: { idempotency: { required: true } } }, handler)
         app.post('/short', { config: { idempotency: { maxKeyLength: 3 } } }, handler)
         app.post('/never', { config: { idempotency: { cacheable: () => false } } }, handler)
         app.put('/in', { config: { idempotency: true } }, handler)
         app.post('/not-in', handler)
-        app.post('/event', { config: { idempotency: { hook: 'preHandler', key: request => (request.body as { id?: string }).id } } }, handler)
-        app.post('/late-key', { config: { idempotency: { key: async request => String(request.headers['x-event']) } } }, handler)
+        app.post('/event', {
+          config: { idempotency: { hook: 'preHandler', key: request => (request.body as { id?: string }).id } }
+        }, handler)
+        app.post('/late-key', {
+          config: { idempotency: { key: async request => String(request.headers['x-event']) } }
+        }, handler)
         app.post('/wrong-key', { config: { idempotency: { key: () => 5 as unknown as string } } }, handler)
-        app.post('/narrow', { config: { idempotency: { fingerprint: (_request, body) => (JSON.parse(String(body)) as { a: string }).a } } }, handler)
-        app.post('/narrow-bytes', { config: { idempotency: { fingerprint: (_request, body) => body.subarray(0, 2) } } }, handler)
-        app.post('/narrow-broken', { config: { idempotency: { fingerprint: () => { throw new Error('no fingerprint') } } } }, handler)
+        app.post('/narrow', {
+          config: { idempotency: { fingerprint: (_request, body) => (JSON.parse(String(body)) as { a: string }).a } }
+        }, handler)
+        app.post('/narrow-bytes', {
+          config: { idempotency: { fingerprint: (_request, body) => body.subarray(0, 2) } }
+        }, handler)
+        app.post('/narrow-broken', {
+          config: { idempotency: { fingerprint: () => { throw new Error('no fingerprint') } } }
+        }, handler)
         let calls = 0
-        app.post('/narrow-later', { config: { idempotency: { fingerprint: () => { if (calls++ > 0) throw new Error('no fingerprint'); return 'same' } } } }, () => ({ sync: true }))
+        app.post('/narrow-later', {
+          config: {
+            idempotency: { fingerprint: () => { if (calls++ > 0) throw new Error('no fingerprint'); return 'same' } }
+          }
+        }, () => ({ sync: true }))
         app.post('/needs-event', { config: { idempotency: { required: true, key: () => undefined } } }, handler)
-        app.post('/scope-broken', { config: { idempotency: { scope: () => { throw new Error('no scope') } } } }, handler)
-        app.post('/scope-broken-later', { config: { idempotency: { scope: async () => { throw new Error('no scope') } } } }, handler)
+        app.post(
+          '/scope-broken', { config: { idempotency: { scope: () => { throw new Error('no scope') } } } }, handler
+        )
+        app.post('/scope-broken-later', {
+          config: { idempotency: { scope: async () => { throw new Error('no scope') } } }
+        }, handler)
       }
     })
     const idem = (key: string) => ({ headers: { 'x-idem': key } })
     const missing = await post(undefined, '{}', { path: '/needs' })
-    t.same([missing.status, missing.json().code, missing.json().type], [400, 'idempotency_key_missing', 'https://docs.example.com/errors#idempotency_key_missing'])
+    t.same([missing.status, missing.json().code, missing.json().type], [
+      400, 'idempotency_key_missing', 'https://docs.example.com/errors#idempotency_key_missing'
+    ])
     t.equal((await post(undefined, '{}', { path: '/short', ...idem('abcd') })).json().code, 'idempotency_key_invalid')
     t.equal((await post(undefined, undefined, { path: '/short', ...idem('abc') })).status, 202)
     t.equal((await post(undefined, undefined, { path: '/short', ...idem('abc') })).headers['x-again'], 'true')
@@ -49,23 +75,37 @@ for (const mode of STORES) {
     t.equal((await post(undefined, '{"id":"evt_1"}', { path: '/event' })).text, event.text)
     t.equal((await post(undefined, '{}', { path: '/event' })).headers['x-again'], undefined)
     t.equal((await post(undefined, '{"id":""}', { path: '/event' })).json().code, 'idempotency_key_invalid')
-    const header = await post(undefined, '{}', { path: '/late-key', headers: { 'content-type': 'application/json', 'x-event': 'e' } })
-    t.equal((await post(undefined, '{}', { path: '/late-key', headers: { 'content-type': 'application/json', 'x-event': 'e' } })).text, header.text)
+    const header = await post(
+      undefined, '{}', { path: '/late-key', headers: { 'content-type': 'application/json', 'x-event': 'e' } }
+    )
+    t.equal((await post(
+      undefined, '{}', { path: '/late-key', headers: { 'content-type': 'application/json', 'x-event': 'e' } }
+    )).text, header.text)
     t.match((await post(undefined, '{}', { path: '/wrong-key' })).json().message, /option "key" must return a string/)
 
     for (const path of ['/narrow', '/narrow-bytes']) {
-      const first = await post(undefined, '{"a":"1","noise":1}', { path, headers: { ...headersOf({ body: '' }), 'x-idem': path } })
-      t.equal((await post(undefined, '{"a":"1","noise":2}', { path, headers: { ...headersOf({ body: '' }), 'x-idem': path } })).text, first.text)
+      const first = await post(
+        undefined, '{"a":"1","noise":1}', { path, headers: { ...headersOf({ body: '' }), 'x-idem': path } }
+      )
+      t.equal((
+        await post(undefined, '{"a":"1","noise":2}', { path, headers: { ...headersOf({ body: '' }), 'x-idem': path } })
+      ).text, first.text)
     }
-    t.equal((await post(undefined, '{"a":"2"}', { path: '/narrow', headers: { ...headersOf({ body: '' }), 'x-idem': '/narrow' } })).json().code, 'idempotency_key_mismatch')
-    t.equal((await post(undefined, '{"a":"1"}', { path: '/narrow-bytes', headers: { ...headersOf({ body: '' }), 'x-idem': '/narrow' } })).json().code, 'idempotency_key_mismatch')
+    t.equal((await post(undefined, '{"a":"2"}', {
+      path: '/narrow', headers: { ...headersOf({ body: '' }), 'x-idem': '/narrow' }
+    })).json().code, 'idempotency_key_mismatch')
+    t.equal((await post(undefined, '{"a":"1"}', {
+      path: '/narrow-bytes', headers: { ...headersOf({ body: '' }), 'x-idem': '/narrow' }
+    })).json().code, 'idempotency_key_mismatch')
     const later = { path: '/narrow-later', headers: { ...headersOf({ body: '' }), 'x-idem': 'l' } }
     t.same((await post(undefined, '{}', later)).json(), { sync: true })
     t.match((await post(undefined, '{}', later)).json(), { statusCode: 500, message: 'no fingerprint' })
     t.equal((await post(undefined, '{}', { path: '/needs-event' })).json().code, 'idempotency_key_missing')
     for (const path of ['/narrow-broken', '/scope-broken', '/scope-broken-later']) {
       for (let i = 0; i < 2; i++) {
-        t.match((await post(undefined, '{}', { path, headers: { ...headersOf({ body: '' }), 'x-idem': 'b' } })).json(), { statusCode: 500, message: /no (fingerprint|scope)/ })
+        t.match((
+          await post(undefined, '{}', { path, headers: { ...headersOf({ body: '' }), 'x-idem': 'b' } })
+        ).json(), { statusCode: 500, message: /no (fingerprint|scope)/ })
       }
     }
   })
@@ -85,13 +125,25 @@ for (const mode of STORES) {
         app.post('/envelope', { schema }, handler)
         app.post('/problem', { schema, config: { idempotency: { errors: 'problem' } } }, handler)
         app.post('/throw', { config: { idempotency: { errors: 'throw' } } }, handler)
-        app.post('/custom', { config: { idempotency: { errors: (error, request) => ({ oops: error.code, id: request.id }) } } }, handler)
+        app.post('/custom', {
+          config: { idempotency: { errors: (error, request) => ({ oops: error.code, id: request.id }) } }
+        }, handler)
         app.post('/text', { config: { idempotency: { errors: error => `oops ${error.code}` } } }, handler)
       }
     })
     const problem = await post('', '{}', { path: '/problem' })
     t.equal(problem.headers['content-type'], 'application/problem+json')
-    t.match(problem.json(), { type: 'urn:problem-type:idempotency_key_invalid', title: 'Idempotency key invalid', status: 400, detail: /must not be empty/, code: 'idempotency_key_invalid', request_id: /req-/ })
+    t.match(
+      problem.json(),
+      {
+        type: 'urn:problem-type:idempotency_key_invalid',
+        title: 'Idempotency key invalid',
+        status: 400,
+        detail: /must not be empty/,
+        code: 'idempotency_key_invalid',
+        request_id: /req-/
+      }
+    )
     t.equal((await post('', '{}', { path: '/envelope' })).json().title, 'Idempotency key invalid')
     const thrown = await post('', '{}', { path: '/throw' })
     t.equal(thrown.status, 418)
@@ -105,9 +157,15 @@ for (const mode of STORES) {
 
   t.test(`G11: one credential never gets another's response (${mode})`, async t => {
     const { post } = await start(t, mode, { routes: app => app.post('/', async () => ({ id: randomUUID() })) })
-    const as = async (headers: http.OutgoingHttpHeaders) => (await post('k', '{}', { headers: { ...headersOf({ key: 'k', body: '' }), ...headers } })).text
-    const callers: http.OutgoingHttpHeaders[] = [{}, { authorization: 'Bearer a' }, { authorization: 'Bearer b' }, { 'x-api-key': 'a' }, { 'x-api-key': 'b' }, { authorization: 'Bearer a ' + 'x' }, { authorization: 'Bearer a', 'x-api-key': 'b' },
-      { authorization: 'a' }]
+    const as = async (
+      headers: http.OutgoingHttpHeaders
+    ) => (await post('k', '{}', { headers: { ...headersOf({ key: 'k', body: '' }), ...headers } })).text
+    const callers: http.OutgoingHttpHeaders[] = [{}, { authorization: 'Bearer a' }, {
+      authorization: 'Bearer b'
+    }, { 'x-api-key': 'a' }, { 'x-api-key': 'b' }, { authorization: 'Bearer a ' + 'x' }, {
+      authorization: 'Bearer a', 'x-api-key': 'b'
+    },
+    { authorization: 'a' }]
     const first = await Promise.all(callers.map(as))
     t.equal(new Set(first).size, callers.length)
     t.same(await Promise.all(callers.map(as)), first)
@@ -119,7 +177,9 @@ for (const mode of STORES) {
       options: { scope: async request => String(request.headers['x-tenant']) },
       routes: app => app.post('/', async () => ({ id: randomUUID() }))
     })
-    const as = async (tenant: string) => (await post('k', '{}', { headers: { ...headersOf({ key: 'k', body: '' }), 'x-tenant': tenant } })).text
+    const as = async (tenant: string) => (
+      await post('k', '{}', { headers: { ...headersOf({ key: 'k', body: '' }), 'x-tenant': tenant } })
+    ).text
     const one = await as('1')
     t.not(await as('2'), one)
     t.equal(await as('1'), one)
@@ -135,7 +195,14 @@ for (const mode of STORES) {
       routes: app => {
         app.post('/keep', async (request, reply) => {
           request.idempotency?.keep()
-          return await reply.code(503).send({ key: request.idempotency?.key, replayed: request.idempotency?.replayed, aborted: request.idempotency?.signal.aborted, run: ++runs })
+          return await reply.code(503).send(
+            {
+              key: request.idempotency?.key,
+              replayed: request.idempotency?.replayed,
+              aborted: request.idempotency?.signal.aborted,
+              run: ++runs
+            }
+          )
         })
         app.post('/release', async request => {
           request.idempotency?.release()

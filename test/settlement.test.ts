@@ -32,7 +32,9 @@ function tableOf (name: string): Row[] {
   return rows.map(cells => ({
     line: cells.join(' | '),
     decision: cells.at(-1) ?? '',
-    cells: names.slice(0, -1).map((name, index) => [name, (cells[index] as string).split(', ').filter(Boolean).map(read)])
+    cells: names.slice(0, -1).map(
+      (name, index) => [name, (cells[index] as string).split(', ').filter(Boolean).map(read)]
+    )
   }))
 }
 

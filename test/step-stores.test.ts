@@ -15,7 +15,9 @@ for (const mode of STORES) {
   t.test(`G17: keyFor is the same on every attempt and instance, and another for each scope, key, name and prefix (${mode})`, async t => {
     const seen: string[] = []
     const options = { scope: (request: FastifyRequest) => request.headers['x-scope'] as string | undefined }
-    const routes = (app: FastifyInstance): unknown => app.post('/', async (request: FastifyRequest, reply: FastifyReply) => {
+    const routes = (
+      app: FastifyInstance
+    ): unknown => app.post('/', async (request: FastifyRequest, reply: FastifyReply) => {
       const { keyFor } = request.idempotency
       seen.push(keyFor('a'))
       return await reply.code(503).send([keyFor('a'), keyFor('b'), keyFor(''), keyFor('\ud800'), keyFor('\ud801')])
@@ -23,7 +25,9 @@ for (const mode of STORES) {
     const one = await start(t, mode, { options, routes })
     const shared = { ...options, store: one.app.idempotency.store }
     const keys = async (app: typeof one, key: string, scope?: string): Promise<string[]> => {
-      const headers = { 'content-type': 'application/json', 'idempotency-key': key, ...(scope === undefined ? {} : { 'x-scope': scope }) }
+      const headers = {
+        'content-type': 'application/json', 'idempotency-key': key, ...(scope === undefined ? {} : { 'x-scope': scope })
+      }
       return (await app.post(key, '{}', { headers })).json() as unknown as string[]
     }
     if (mode === 'memory') {
@@ -32,7 +36,10 @@ for (const mode of STORES) {
       t.same(await keys(same, 'k'), await keys(one, 'k'))
       t.not((await keys(other, 'k'))[0], (await keys(one, 'k'))[0])
     }
-    const all = [await keys(one, 'k'), await keys(one, 'k1'), await keys(one, 'k', ''), await keys(one, 'k', '1'), await keys(one, '1k')].flat()
+    const all = [
+      await keys(one, 'k'), await keys(one, 'k1'), await keys(one, 'k', ''), await keys(one, 'k', '1'),
+      await keys(one, '1k')
+    ].flat()
     t.equal(new Set(all).size, all.length)
     for (const key of all) t.match(key, UUID_8)
     t.same(await keys(one, 'k'), all.slice(0, 5), 'on every attempt')
@@ -40,18 +47,24 @@ for (const mode of STORES) {
 }
 
 t.test('G17: a derived key does not change with a release of this package', async t => {
-  t.equal(derivedKey('idempotency:', 'Bearer t', '8e03978e-40d5-43e8-bc93-6894a57f9324', 'charge'), 'aef1b045-7331-8c9f-a80f-a53fbe66f99e')
+  t.equal(derivedKey(
+    'idempotency:', 'Bearer t', '8e03978e-40d5-43e8-bc93-6894a57f9324', 'charge'
+  ), 'aef1b045-7331-8c9f-a80f-a53fbe66f99e')
 })
 
 t.test('without a key a step runs, and derived keys are random for each request', async t => {
   const { post } = await start(t, 'memory', {
     routes: app => app.post('/', async request => {
       const { step, keyFor, signal } = request.idempotency
-      const result = await step('one', async context => ({ at: new Date(0), key: context.key, aborted: context.signal.aborted || signal.aborted }))
+      const result = await step('one', async context => (
+        { at: new Date(0), key: context.key, aborted: context.signal.aborted || signal.aborted }
+      ))
       return [keyFor('one'), keyFor('two'), result]
     })
   })
-  const answers = [await post(undefined, '{}'), await post(undefined, '{}')].map(answer => answer.json() as unknown as [string, string, object])
+  const answers = [await post(undefined, '{}'), await post(undefined, '{}')].map(
+    answer => answer.json() as unknown as [string, string, object]
+  )
   for (const [one, , result] of answers) {
     t.same(result, { at: '1970-01-01T00:00:00.000Z', key: one, aborted: false })
     t.match(one, UUID_8)
@@ -69,7 +82,9 @@ t.test('steps and derived keys before the key is known are refused', async t => 
     routes: app => app.post('/', async () => 'ok')
   })
   const headers = { 'content-type': 'application/json', 'idempotency-key': 'k', 'x-step': '1' }
-  t.match((await post('k', '{}', { headers })).json(), { message: /idempotency\.step was used before the key is known/ })
+  t.match(
+    (await post('k', '{}', { headers })).json(), { message: /idempotency\.step was used before the key is known/ }
+  )
   t.match((await post('k', '{}')).json(), { message: /idempotency\.keyFor was used before the key is known/ })
 })
 
@@ -83,7 +98,9 @@ t.test('a store without record and recorded: a step rejects and names them, deri
         app.post('/key', async request => request.idempotency.keyFor('one'))
       }
     })
-    t.match((await post('k', '{}')).json(), { statusCode: 500, message: /store with the methods "record" and "recorded"/ })
+    t.match(
+      (await post('k', '{}')).json(), { statusCode: 500, message: /store with the methods "record" and "recorded"/ }
+    )
     t.match((await post('key', '{}', { path: '/key' })).text, UUID_8)
     t.same((await app.idempotency.inspect({ key: 'k' }))?.steps, [])
   }
@@ -124,7 +141,9 @@ t.test('a store that does not answer: the step rejects with a 503, what was reco
   })
   record = async () => { throw new Error('away') }
   const refused = await post('k', '{}')
-  t.same([refused.status, refused.json()['code'], refused.headers['retry-after']], [503, 'idempotency_store_unavailable', '1'])
+  t.same([refused.status, refused.json()['code'], refused.headers['retry-after']], [
+    503, 'idempotency_store_unavailable', '1'
+  ])
   t.ok(lines.some(line => line.includes('a step could not be recorded')))
   record = async () => { await late.promise }
   t.same((await post('late', '{}', { path: '/again' })).json(), { code: 'idempotency_store_unavailable', charge: 2 })
@@ -161,7 +180,9 @@ t.test('a first execution reads nothing, and a lease that nobody confirmed is co
         const end = performance.now() + 110
         while (performance.now() < end);
         renew = async () => false
-        return await request.idempotency.step('a', () => { calls.push('ran') }).catch((error: { code: string }) => { calls.push(error.code) })
+        return await request.idempotency.step('a', () => { calls.push('ran') }).catch(
+          (error: { code: string }) => { calls.push(error.code) }
+        )
       })
     }
   })

@@ -32,7 +32,9 @@ for (const mode of MODES) {
     t.same([freed?.state, freed?.attempt, freed?.steps.sort()], ['freed', 2, ['one', 'two']])
     t.same((await post('k', '{}')).json(), { one: { at: '1970-01-01T00:00:00.000Z', attempt: 1 }, three: 3 })
     t.same(ran, ['one true false', 'two'])
-    t.same(results, Array(3).fill([{ at: '1970-01-01T00:00:00.000Z', attempt: 1 }, undefined]), 'each execution sees what JSON has made of it')
+    t.same(results, Array(3).fill([
+      { at: '1970-01-01T00:00:00.000Z', attempt: 1 }, undefined
+    ]), 'each execution sees what JSON has made of it')
     t.same(recorded.map(({ step, attempt }) => [step, attempt]), [['one', 1], ['two', 1], ['three', 3]])
     t.same(reused.map(({ step, attempt }) => [step, attempt]), [['one', 2], ['two', 2], ['one', 3], ['two', 3]])
     t.match(await app.idempotency.inspect({ key: 'k' }), { state: 'completed', steps: [] })
@@ -44,17 +46,25 @@ for (const mode of MODES) {
     const { post } = await start(t, mode, {
       routes: app => {
         const schema = { body: { type: 'object', properties: { refused: { const: false } } } }
-        const failing = (use: (request: FastifyRequest) => unknown) => async (request: FastifyRequest, reply: FastifyReply) => {
+        const failing = (use: (request: FastifyRequest) => unknown) => async (
+          request: FastifyRequest, reply: FastifyReply
+        ) => {
           runs++
           await use(request)
           return await reply.code(500).send('fails')
         }
         app.post('/step', { schema }, failing(async ({ idempotency }) => await idempotency.step('one', () => 1)))
-        app.post('/failed', failing(async ({ idempotency }) => { await idempotency.step('one', () => { throw new Error('no') }).catch(() => {}) }))
+        app.post('/failed', failing(
+          async ({ idempotency }) => { await idempotency.step('one', () => { throw new Error('no') }).catch(() => {}) }
+        ))
         app.post('/key', failing(({ idempotency }) => idempotency.keyFor('one')))
         app.post('/neither', failing(() => {}))
-        app.post('/late', { config: { idempotency: { hook: mode.endsWith('first') ? 'preValidation' : 'preHandler' } } }, failing(async ({ idempotency }) => await idempotency.step('one', () => 1)))
-        app.post('/throw', { config: { idempotency: { errors: 'throw' } } }, failing(async ({ idempotency }) => await idempotency.step('one', () => 1)))
+        app.post('/late', {
+          config: { idempotency: { hook: mode.endsWith('first') ? 'preValidation' : 'preHandler' } }
+        }, failing(async ({ idempotency }) => await idempotency.step('one', () => 1)))
+        app.post('/throw', { config: { idempotency: { errors: 'throw' } } }, failing(
+          async ({ idempotency }) => await idempotency.step('one', () => 1)
+        ))
       }
     })
     const paths = ['/step', '/failed', '/key', '/late', '/throw']
@@ -78,7 +88,9 @@ for (const mode of MODES) {
   t.test(`where the handler reads the body itself, the first step waits for it and compares it (${mode})`, async t => {
     let charged = 0
     const { post } = await start(t, mode, {
-      before: app => app.addContentTypeParser('application/octet-stream', (_request, payload, done) => { done(null, payload) }),
+      before: app => app.addContentTypeParser(
+        'application/octet-stream', (_request, payload, done) => { done(null, payload) }
+      ),
       routes: app => {
         app.post('/', async (request, reply) => {
           const read = (request.body as Readable).toArray()
@@ -96,7 +108,9 @@ for (const mode of MODES) {
       }
     })
     const headers = { 'content-type': 'application/octet-stream' }
-    const send = async (letter: string, path = '/') => await post('k', [letter.repeat(70_000), letter.repeat(70_000)], { path, headers: { ...headers, 'idempotency-key': path } })
+    const send = async (letter: string, path = '/') => await post(
+      'k', [letter.repeat(70_000), letter.repeat(70_000)], { path, headers: { ...headers, 'idempotency-key': path } }
+    )
     t.equal((await send('a')).status, 500)
     t.equal((await send('b')).json()['code'], 'idempotency_key_mismatch')
     t.same((await send('a')).json(), { charge: 1 })
@@ -104,7 +118,9 @@ for (const mode of MODES) {
     t.match((await send('a', '/unread')).json(), { statusCode: 500, message: /Nobody reads the request body/ })
     t.equal(charged, 1)
     t.equal((await send('a', '/reads')).status, 500)
-    t.equal((await send('b', '/reads')).json()['code'], 'idempotency_key_mismatch', 'what such a handler answers is neither kept nor seen')
+    t.equal((
+      await send('b', '/reads')
+    ).json()['code'], 'idempotency_key_mismatch', 'what such a handler answers is neither kept nor seen')
     t.same((await send('a', '/reads')).json(), { bytes: 140_000 })
   })
 }
@@ -114,29 +130,45 @@ for (const mode of STORES) {
     const { post } = await start(t, mode, {
       routes: app => app.post('/', async request => {
         const { step } = request.idempotency
-        const told = async (run: () => Promise<unknown>) => await run().then(value => ({ value }), (error: Error) => ({ error: error.name, message: error.message }))
+        const told = async (run: () => Promise<unknown>) => await run().then(
+          value => ({ value }), (error: Error) => ({ error: error.name, message: error.message })
+        )
         const again: unknown[] = []
         const loop: Record<string, unknown> = {}
         loop['loop'] = loop
         again.push(await told(async () => await step('fails', () => { throw new RangeError('work') })))
         again.push(await told(async () => await step('fails', async () => 'then it works')))
         again.push(await told(async () => await step('fails', async () => 'no more')))
-        const [first, second] = await Promise.all([told(async () => await step('twice', async () => 1)), told(async () => await step('twice', async () => 2))])
+        const [first, second] = await Promise.all(
+          [told(async () => await step('twice', async () => 1)), told(async () => await step('twice', async () => 2))]
+        )
         again.push(first, second)
-        for (const name of ['', 1, undefined, 'half \ud800']) again.push(await told(async () => await step(name as string, () => 1)))
-        again.push(await told(async () => await step('big', () => 1n)), await told(async () => await step('loop', () => loop)))
+        for (const name of ['', 1, undefined, 'half \ud800']) {
+          again.push(
+            await told(async () => await step(name as string, () => 1))
+          )
+        }
+        again.push(
+          await told(async () => await step('big', () => 1n)), await told(async () => await step('loop', () => loop))
+        )
         again.push(await told(async () => await step('big', () => '1')))
-        again.push(await told(async () => await step('function', () => () => 1)), await told(async () => await step('nan', () => [NaN, undefined, { a: undefined }])))
+        again.push(await told(async () => await step('function', () => () => 1)), await told(
+          async () => await step('nan', () => [NaN, undefined, { a: undefined }])
+        ))
         return again
       })
     })
     for (const key of ['k', undefined]) {
       const told = (await post(key, '{}')).json()
       t.match(told, [
-        { error: 'RangeError', message: 'work' }, { value: 'then it works' }, { error: 'TypeError', message: /"fails" was used before/ },
+        { error: 'RangeError', message: 'work' }, { value: 'then it works' }, {
+          error: 'TypeError', message: /"fails" was used before/
+        },
         { value: 1 }, { error: 'TypeError', message: /"twice" was used before/ },
         ...Array(4).fill({ error: 'TypeError', message: /name of a step must be/ }),
-        { error: 'TypeError', message: /"big" cannot be recorded/ }, { error: 'TypeError', message: /"loop" cannot be recorded/ },
+        { error: 'TypeError', message: /"big" cannot be recorded/ }, {
+          error: 'TypeError', message: /"loop" cannot be recorded/
+        },
         { value: '1' }, {}, { value: [null, null, {}] }
       ], String(key))
     }
@@ -148,7 +180,9 @@ for (const mode of STORES) {
       routes: app => app.post('/', async (request, reply) => {
         const { step, attempt } = request.idempotency
         const names = attempt === 1 ? ['a', 'b', 'c'] : ['c', 'd', 'b', 'a']
-        const results = await Promise.all(names.map(async name => await step(name, async () => { ran.push(name); return `${name}${attempt}` })))
+        const results = await Promise.all(
+          names.map(async name => await step(name, async () => { ran.push(name); return `${name}${attempt}` }))
+        )
         return await reply.code(attempt === 1 ? 500 : 200).send(results)
       })
     })
@@ -223,10 +257,14 @@ for (const mode of STORES) {
       }
     })
     t.same((await post('large', '{}', { path: '/large' })).json(), { lengths: [40_000, 40_000] })
-    t.match((await post('large', '{}', { path: '/large' })).json(), { code: 'idempotency_outcome_unknown', message: /"b" has run/ })
+    t.match((await post('large', '{}', { path: '/large' })).json(), {
+      code: 'idempotency_outcome_unknown', message: /"b" has run/
+    })
     t.same((await post('large', '{}', { path: '/large' })).json(), { rest: 'ran' }, 'of other steps all is known')
     t.same((await post('many', '{}', { path: '/many' })).json(), { more: 1 })
-    t.match((await post('many', '{}', { path: '/many' })).json(), { code: 'idempotency_outcome_unknown', message: /"one more" has run/ })
+    t.match((await post('many', '{}', { path: '/many' })).json(), {
+      code: 'idempotency_outcome_unknown', message: /"one more" has run/
+    })
     t.equal((await app.idempotency.inspect({ key: 'many' }))?.steps.length, 256)
     t.same((await post('long', '{}', { path: '/long' })).json(), { long: 1 })
     t.equal((await post('long', '{}', { path: '/long' })).json()['code'], 'idempotency_outcome_unknown')
@@ -294,7 +332,9 @@ for (const mode of STORES) {
     let charged = 0
     const { post, app } = await start(t, mode, {
       options: { ttl: 200 },
-      routes: app => app.post('/', async (request, reply) => await reply.code(500).send({ charge: await request.idempotency.step('charge', () => ++charged) }))
+      routes: app => app.post('/', async (request, reply) => await reply.code(500).send(
+        { charge: await request.idempotency.step('charge', () => ++charged) }
+      ))
     })
     t.same((await post('k', '{}')).json(), { charge: 1 })
     t.equal(await app.idempotency.forget({ key: 'k' }), true)
@@ -312,7 +352,9 @@ for (const mode of STORES) {
           if (fails) throw new Error('a later hook')
         })
       }),
-      routes: app => app.post('/', async request => ({ charge: await request.idempotency.step('charge', () => ++charged) }))
+      routes: app => app.post(
+        '/', async request => ({ charge: await request.idempotency.step('charge', () => ++charged) })
+      )
     })
     t.equal((await post('k', '{}')).status, 500)
     fails = false
@@ -330,10 +372,16 @@ for (const mode of STORES) {
         if (request.headers['x-refuse'] === '1') return await reply.code(503).send({ count })
       }),
       routes: app => app.post('/', {
-        onResponse: async request => { await request.idempotency.step('late', () => late.push('ran')).catch((error: Error) => late.push(error.message)) }
+        onResponse: async request => {
+          await request.idempotency.step('late', () => late.push('ran')).catch(
+            (error: Error) => late.push(error.message)
+          )
+        }
       }, async (request) => ({ hooked, attempt: request.idempotency.attempt }))
     })
-    t.same((await post('k', '{}', { headers: { 'content-type': 'application/json', 'idempotency-key': 'k', 'x-refuse': '1' } })).json(), { count: 1 })
+    t.same((await post(
+      'k', '{}', { headers: { 'content-type': 'application/json', 'idempotency-key': 'k', 'x-refuse': '1' } }
+    )).json(), { count: 1 })
     t.same((await post('k', '{}')).json(), { hooked: 1, attempt: 1 })
     await until(() => late.length === 2, 'both responses')
     t.same(late, Array(2).fill('The step "late" came when the outcome of its request was stored already'))

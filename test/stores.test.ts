@@ -1,13 +1,17 @@
 import fc from 'fast-check'
 import t from 'tap'
-import { decodeOutcome, encodeOutcome, MemoryStore, RedisStore, type StoreOutcome, type RedisStoreClient } from '../lib/index.ts'
+import {
+  decodeOutcome, encodeOutcome, MemoryStore, RedisStore, type StoreOutcome, type RedisStoreClient
+} from '../lib/index.ts'
 import { storeAppTests, storeTests } from '../lib/store-tests.ts'
 import { redisClient, serversOf, stopRedis } from './fixtures/app.ts'
 
 t.teardown(stopRedis)
 const token = 'a'.repeat(36)
 const claim = { token, lease: 10_000, ttl: 60_000, takeover: true }
-const outcome: StoreOutcome = { fingerprint: 'f', status: 200, replayable: true, headers: [], body: 'x'.repeat(1_000), text: true }
+const outcome: StoreOutcome = {
+  fingerprint: 'f', status: 200, replayable: true, headers: [], body: 'x'.repeat(1_000), text: true
+}
 
 async function emptyStore (client: Awaited<ReturnType<typeof redisClient>>): Promise<RedisStore> {
   await Promise.all(serversOf(client).map(async server => await server.flushall()))
@@ -31,7 +35,12 @@ t.test('the store contract: MemoryStore, on a clock of the test\'s own', async t
 
 t.test('the store contract: RedisStore', async t => {
   const client = await redisClient()
-  const options = { createStore: async () => await emptyStore(client), test: async (name: string, run: () => Promise<void>) => await t.test(name, run) }
+  const options = {
+    createStore: async () => await emptyStore(client),
+    test: async (
+      name: string, run: () => Promise<void>
+    ) => await t.test(name, run)
+  }
   storeTests(options)
   storeAppTests(options)
 })
@@ -82,12 +91,20 @@ t.test('G14: MemoryStore drops the oldest first whatever their ttl, and finds al
   }
   for (let i = 0; i < 5_000; i++) keep(i, `body ${i}`)
   for (let i = 0; i < 5_000; i += 5) t.equal(store.remove(`k${i}`), true)
-  for (let i = 0; i < 5_000; i++) if (known(i) !== (i % 5 === 0 ? undefined : `body ${i}`)) t.fail(`k${i} is ${known(i)}`)
+  for (let i = 0; i < 5_000; i++) {
+    if (known(i) !== (i % 5 === 0 ? undefined : `body ${i}`)) {
+      t.fail(
+    `k${i} is ${known(i)}`
+      )
+    }
+  }
   // Larger than a segment of the log, and most of what fits.
   keep(5_000, 'x'.repeat(600_000))
   const gone = Array.from({ length: 5_001 }, (_, i) => i).filter(i => i % 5 !== 0 && known(i) === undefined)
   t.ok(gone.length > 0 && gone.length < 4_000)
-  t.equal(gone.at(-1), gone.length + Math.floor(gone.length / 4) - (gone.length % 4 === 0 ? 1 : 0), 'the oldest, without a gap')
+  t.equal(gone.at(-1), gone.length + Math.floor(gone.length / 4) - (
+    gone.length % 4 === 0 ? 1 : 0
+  ), 'the oldest, without a gap')
   t.equal(known(5_000)?.length, 600_000)
   for (let i = 5_001; i < 10_000; i++) keep(i, `body ${i}`)
   t.equal(known(5_000), undefined)
@@ -99,7 +116,9 @@ t.test('G1, G14: MemoryStore counts all of a response against its maxBytes, and 
   const store = new MemoryStore({ maxBytes: 5_000 })
   store.claim('small', claim)
   store.complete('small', token, { ...outcome, body: 'small' }, 60_000)
-  for (const [key, more] of [['body', { body: 'x'.repeat(4_950) }], ['headers', { headers: [['x-long', 'x'.repeat(6_000)]] }]] as const) {
+  for (const [key, more] of [
+    ['body', { body: 'x'.repeat(4_950) }], ['headers', { headers: [['x-long', 'x'.repeat(6_000)]] }]
+  ] as const) {
     store.claim(key, claim)
     t.equal(store.complete(key, token, { ...outcome, ...more } as StoreOutcome, 60_000), true)
     t.match(store.read(key), { state: 'completed', result: { status: 200, replayable: false } }, key)
@@ -112,7 +131,9 @@ t.test('G1, G14: MemoryStore knows that a response was sent which is larger than
   const store = new MemoryStore({ maxBytes: 5_000 })
   store.claim('k', claim)
   store.complete('k', token, { ...outcome, body: 'x'.repeat(5_000) }, 60_000)
-  t.match(store.claim('k', { ...claim, token: 'b'.repeat(36) }), { outcome: 'completed', result: { status: 200, replayable: false, body: '' } })
+  t.match(store.claim('k', { ...claim, token: 'b'.repeat(36) }), {
+    outcome: 'completed', result: { status: 200, replayable: false, body: '' }
+  })
 })
 
 t.test('G13: what MemoryStore has handed out stays as it is when its memory is used again', async t => {
@@ -171,7 +192,9 @@ t.test('RedisStore does each step in one round trip', async t => {
   await store.complete('warm', token, outcome, 1_000)
   await store.read('warm')
   const commands: string[] = []
-  const counting = new RedisStore({ callBuffer: async (command, ...args) => { commands.push(command); return await client.callBuffer(command, ...args) } })
+  const counting = new RedisStore({
+    callBuffer: async (command, ...args) => { commands.push(command); return await client.callBuffer(command, ...args) }
+  })
   await counting.claim('trip', claim)
   await counting.renew('trip', token, 1_000, 1_000, '')
   await counting.complete('trip', token, outcome, 60_000)
@@ -200,7 +223,11 @@ t.test('a record of an unknown version is an error that says so, never a replay'
   await t.rejects(store.claim('hash', claim), /WRONGTYPE/)
   t.throws(() => decodeOutcome(Buffer.alloc(0)), /unknown record version none/)
   for (const flags of [1, 3]) {
-    for (const head of ['200 f\r\n', '2x0 f\r\n\r\n', '200 f\r\na\r\nb: c\r\n\r\n', '200 f\r\nb; c\r\n\r\n']) t.throws(() => decodeOutcome(Buffer.from(`1${flags}${head}`)), /damaged/)
+    for (const head of ['200 f\r\n', '2x0 f\r\n\r\n', '200 f\r\na\r\nb: c\r\n\r\n', '200 f\r\nb; c\r\n\r\n']) {
+      t.throws(
+        () => decodeOutcome(Buffer.from(`1${flags}${head}`)), /damaged/
+      )
+    }
   }
 })
 
@@ -217,26 +244,36 @@ t.test('G13: any outcome comes back from its binary form as it was', async t => 
   // What Node.js lets into a header: field names in lower case, latin1 values without control characters.
   const name = fc.string({ unit: fc.constantFrom(...'abcxyz019-_.'), minLength: 1 })
   const value = fc.string({ unit: fc.constantFrom(...'aZ0 :;=",\t\xe9\xff') })
-  const body = fc.oneof(fc.string({ unit: 'grapheme', maxLength: 5_000 }), fc.uint8Array().map(bytes => Buffer.from(bytes)))
+  const body = fc.oneof(
+    fc.string({ unit: 'grapheme', maxLength: 5_000 }), fc.uint8Array().map(bytes => Buffer.from(bytes))
+  )
   fc.assert(fc.property(
     fc.record({
       fingerprint: fc.string({ unit: fc.constantFrom(...'abcXYZ019-_.') }),
       status: fc.integer({ min: 200, max: 599 }),
       replayable: fc.boolean(),
-      headers: fc.uniqueArray(fc.tuple(name, fc.oneof(value, fc.array(value, { minLength: 2 }))), { selector: ([name]) => name })
+      headers: fc.uniqueArray(
+        fc.tuple(name, fc.oneof(value, fc.array(value, { minLength: 2 }))), { selector: ([name]) => name }
+      )
     }), body,
     (head, body) => {
       const { body: decoded, ...rest } = decodeOutcome(encodeOutcome({ ...head, body, text: typeof body === 'string' }))
       t.strictSame(rest, { ...head, text: typeof body === 'string' })
       t.ok(Buffer.from(decoded as string).equals(Buffer.from(body as string)))
-    }), { numRuns: 300, examples: [[{ fingerprint: 'f', status: 200, replayable: true, headers: [] }, 'ü'.repeat(3_000)]] })
+    }), {
+    numRuns: 300, examples: [[{ fingerprint: 'f', status: 200, replayable: true, headers: [] }, 'ü'.repeat(3_000)]]
+  })
 })
 
 t.test('a client of another shape is refused with what is needed', async t => {
   t.throws(() => new RedisStore({} as RedisStoreClient), /ioredis client.*callBuffer/)
   t.throws(() => new RedisStore(null as unknown as RedisStoreClient), TypeError)
   const callBuffer = async (): Promise<unknown> => null
-  for (const options of [{ minReplicas: -1 }, { minReplicas: 1.5 }, { replicaTimeout: 0 }]) t.throws(() => new RedisStore({ callBuffer }, options), /must be whole numbers/)
+  for (const options of [{ minReplicas: -1 }, { minReplicas: 1.5 }, { replicaTimeout: 0 }]) {
+    t.throws(
+      () => new RedisStore({ callBuffer }, options), /must be whole numbers/
+    )
+  }
 })
 
 t.test('G10: RedisStore says why a write counts too few replicas', async t => {
@@ -247,7 +284,9 @@ t.test('G10: RedisStore says why a write counts too few replicas', async t => {
   }
   const store = new RedisStore(client, { minReplicas: 1, replicaTimeout: 50 })
   const claim = async (): Promise<unknown> => await store.claim('k', { token: 't', lease: 1, ttl: 1, takeover: true })
-  results.push([[null, 1], [null, 1]], [[null, 1], [null, 0]], [[new Error('touch'), undefined], [null, 1]], [[null, 1], [new Error('wait'), undefined]])
+  results.push([[null, 1], [null, 1]], [[null, 1], [null, 0]], [[new Error('touch'), undefined], [null, 1]], [
+    [null, 1], [new Error('wait'), undefined]
+  ])
   t.match(await claim(), { outcome: 'acquired' })
   await t.rejects(claim(), { message: '0 of 1 replicas have the write after 50 ms' })
   await t.rejects(claim(), { message: /^1 of 1/, cause: { message: 'touch' } })

@@ -124,7 +124,9 @@ for (const mode of MODES) {
     for (const moment of Object.keys(moments)) {
       runs = 0
       for (const count of [1, 2]) {
-        t.match(await post(moment, '{}', { path: `/${encodeURIComponent(moment)}` }), { status: 500, replayed: false }, moment)
+        t.match(
+          await post(moment, '{}', { path: `/${encodeURIComponent(moment)}` }), { status: 500, replayed: false }, moment
+        )
         for (let i = 0; i < 10; i++) await turn()
         t.equal((await app.idempotency.inspect({ key: moment }))?.state, 'freed', moment)
         t.equal(runs, count, `${moment}: each retry runs`)
@@ -192,7 +194,11 @@ for (const mode of MODES) {
       options,
       routes: app => app.post('/', (_request, reply) => {
         const old = Object.assign(new Stream(), { readable: true, pause () {}, resume () {}, destroy () {} })
-        setImmediate(() => { for (const [event, chunk] of [['data', 'old '], ['data', 'stream'], ['end'], ['close']] as const) old.emit(event, chunk) })
+        setImmediate(() => {
+          for (
+            const [event, chunk] of [['data', 'old '], ['data', 'stream'], ['end'], ['close']] as const
+          ) old.emit(event, chunk)
+        })
         reply.code(503).send(old)
       })
     })

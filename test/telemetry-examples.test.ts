@@ -2,7 +2,9 @@ import { randomUUID } from 'node:crypto'
 import { FastifyOtelInstrumentation } from '@fastify/otel'
 import { context } from '@opentelemetry/api'
 import { AsyncLocalStorageContextManager } from '@opentelemetry/context-async-hooks'
-import { BasicTracerProvider, InMemorySpanExporter, SimpleSpanProcessor, type ReadableSpan } from '@opentelemetry/sdk-trace-base'
+import {
+  BasicTracerProvider, InMemorySpanExporter, SimpleSpanProcessor, type ReadableSpan
+} from '@opentelemetry/sdk-trace-base'
 import type { FastifyInstance } from 'fastify'
 import { Registry } from 'prom-client'
 import t, { type Test } from 'tap'
@@ -10,7 +12,9 @@ import { registerMetrics, serveMetrics } from '../examples/metrics.ts'
 import { registerTracing } from '../examples/tracing.ts'
 import { MemoryStore, RedisStore, type IdempotencyStore } from '../lib/index.ts'
 import { storeKey } from '../lib/protocol/fingerprint.ts'
-import { gate, redisClient, start, STORES, stopRedis, until, type Gate, type Mode, type TestApp } from './fixtures/app.ts'
+import {
+  gate, redisClient, start, STORES, stopRedis, until, type Gate, type Mode, type TestApp
+} from './fixtures/app.ts'
 
 t.teardown(stopRedis)
 
@@ -59,7 +63,9 @@ async function dieHolding ({ app }: TestApp, store: IdempotencyStore, prefix: st
 }
 
 /** All that can happen to a key, on one app: each with its own key, but for retries. */
-async function everything (api: TestApp, store: IdempotencyStore, prefix: string, fail: (name: keyof IdempotencyStore | undefined) => void, entered: Gate, finish: Gate): Promise<void> {
+async function everything (api: TestApp, store: IdempotencyStore, prefix: string, fail: (
+  name: keyof IdempotencyStore | undefined
+) => void, entered: Gate, finish: Gate): Promise<void> {
   const { post } = api
   await post('secret-k', '{}')
   await post('secret-k', '{}')
@@ -93,22 +99,43 @@ for (const mode of STORES) {
       routes: app => { routes(app, entered, finish); serveMetrics(app, registry) }
     })
     const other = await start(t, 'memory', { routes })
-    const metrics = async (): Promise<string[]> => (await api.call({ method: 'GET', path: '/metrics' })).text.split('\n')
+    const metrics = async (): Promise<string[]> => (
+      await api.call({ method: 'GET', path: '/metrics' })
+    ).text.split('\n')
     const starting = (await metrics()).filter(line => line.startsWith('idempotency_'))
-    t.same(starting, ['store-error', 'lease-lost', 'abandoned', 'unreplayable'].map(fault => `idempotency_faults_total{fault="${fault}"} 0`), 'alerts see the first fault')
+    t.same(starting, [
+      'store-error', 'lease-lost', 'abandoned', 'unreplayable'
+    ].map(fault => `idempotency_faults_total{fault="${fault}"} 0`), 'alerts see the first fault')
 
     await everything(api, store, prefix, fail, entered, finish)
     await other.post('secret-k', '{}')
     const lines = await metrics()
     const counted = (name: string): string[] => lines.filter(line => line.startsWith(`idempotency_${name}`)).sort()
     t.same(counted('events_total'), [
-      ['abandoned', '/', '', 1], ['conflicted', '/slow', 409, 1], ['executed', '/', 201, 3], ['executed', '/items/:id', 200, 1], ['executed', '/slow', 200, 1],
-      ['invalid', '/items/:id', 400, 1], ['mismatched', '/', 409, 1], ['released', '/fail', 500, 1], ['replayed', '/', 201, 1], ['store-error', '/', 503, 1], ['unreplayable', '/large', 200, 1]
-    ].map(([event, route, status, count]) => `idempotency_events_total{event="${event}",method="POST",route="${route}",status="${status}"} ${count}`))
-    t.same(counted('faults_total'), [['abandoned', 1], ['lease-lost', 0], ['store-error', 1], ['unreplayable', 1]].map(([fault, count]) => `idempotency_faults_total{fault="${fault}"} ${count}`))
-    t.same(counted('held_seconds_count'), [['executed', '/', 3], ['executed', '/items/:id', 1], ['executed', '/slow', 1], ['released', '/fail', 1], ['unreplayable', '/large', 1]].map(([event, route, count]) => `idempotency_held_seconds_count{event="${event}",method="POST",route="${route}"} ${count}`))
+      ['abandoned', '/', '', 1], ['conflicted', '/slow', 409, 1], ['executed', '/', 201, 3], [
+        'executed', '/items/:id', 200, 1
+      ], ['executed', '/slow', 200, 1],
+      ['invalid', '/items/:id', 400, 1], ['mismatched', '/', 409, 1], ['released', '/fail', 500, 1], [
+        'replayed', '/', 201, 1
+      ], ['store-error', '/', 503, 1], ['unreplayable', '/large', 200, 1]
+    ].map((
+      [event, route, status, count]
+    ) => `idempotency_events_total{event="${event}",method="POST",route="${route}",status="${status}"} ${count}`))
+    t.same(counted('faults_total'), [['abandoned', 1], ['lease-lost', 0], ['store-error', 1], ['unreplayable', 1]].map(
+      ([fault, count]) => `idempotency_faults_total{fault="${fault}"} ${count}`
+    ))
+    t.same(
+      counted('held_seconds_count'),
+      [['executed', '/', 3], ['executed', '/items/:id', 1], ['executed', '/slow', 1], ['released', '/fail', 1], [
+        'unreplayable', '/large', 1
+      ]].map((
+        [event, route, count]
+      ) => `idempotency_held_seconds_count{event="${event}",method="POST",route="${route}"} ${count}`)
+    )
     await api.post('secret-l', '{}', { path: '/large' })
-    t.ok((await metrics()).includes('idempotency_held_seconds_count{event="unreplayable",method="POST",route="/large"} 1'), 'a refused retry has held nothing')
+    t.ok((await metrics()).includes(
+      'idempotency_held_seconds_count{event="unreplayable",method="POST",route="/large"} 1'
+    ), 'a refused retry has held nothing')
     t.notMatch(lines.join(), 'secret')
 
     stop()
@@ -156,7 +183,9 @@ for (const mode of STORES) {
     const requests = spans.getFinishedSpans().filter(({ name }) => name === 'request')
     const told = requests.map(({ attributes, events }) => [
       attributes['http.response.status_code'], attributes['idempotency.event'], attributes['idempotency.replayed'], attributes['idempotency.attempt'],
-      attributes['idempotency.status_code'], attributes['idempotency.error.code'], events.filter(({ name }) => name.startsWith('idempotency.')).length
+      attributes['idempotency.status_code'], attributes['idempotency.error.code'], events.filter(
+        ({ name }) => name.startsWith('idempotency.')
+      ).length
     ])
     const none = undefined
     t.same(told.sort(byText), [
@@ -176,8 +205,14 @@ for (const mode of STORES) {
     const [first, retry] = requests.map(({ attributes }) => attributes['idempotency.key.hash'])
     t.match(first, /^[0-9a-f]{16}$/)
     t.equal(retry, first, 'retries are found by their key')
-    t.match(requests.find(({ attributes }) => attributes['idempotency.event'] === 'store-error')?.events.find(({ name }) => name === 'exception')?.attributes, { 'exception.message': 'the store is down' })
-    for (const { attributes, events } of requests) t.notMatch(JSON.stringify([{ ...attributes, 'url.path': '' }, events]), 'secret')
+    t.match(requests.find(({ attributes }) => attributes['idempotency.event'] === 'store-error')?.events.find(
+      ({ name }) => name === 'exception'
+    )?.attributes, { 'exception.message': 'the store is down' })
+    for (const { attributes, events } of requests) {
+      t.notMatch(
+        JSON.stringify([{ ...attributes, 'url.path': '' }, events]), 'secret'
+      )
+    }
   })
 }
 
@@ -193,10 +228,14 @@ t.test('examples/tracing.ts: what the ended span of the request cannot take is a
     }
   })
   const children = (): ReadableSpan[] => spans.getFinishedSpans().filter(({ name }) => name.startsWith('idempotency '))
-  const parentsOf = (found: ReadableSpan[]): Array<string | undefined> => found.map(({ parentSpanContext }) => spans.getFinishedSpans().find(span => span.spanContext().spanId === parentSpanContext?.spanId)?.name)
+  const parentsOf = (found: ReadableSpan[]): Array<string | undefined> => found.map((
+    { parentSpanContext }
+  ) => spans.getFinishedSpans().find(span => span.spanContext().spanId === parentSpanContext?.spanId)?.name)
   await post('k', '{}')
   await post('k', '{}')
-  t.same(children().map(({ name, attributes }) => [name, attributes['idempotency.attempt']]), [['idempotency executed', 1]], 'the outcome, where @fastify/otel was registered first; a replay not')
+  t.same(children().map(({ name, attributes }) => [name, attributes['idempotency.attempt']]), [
+    ['idempotency executed', 1]
+  ], 'the outcome, where @fastify/otel was registered first; a replay not')
   spans.reset()
 
   fail('complete', 1)
@@ -244,8 +283,12 @@ t.test('examples/tracing.ts: what a timer finds out, or another request, is on t
   await waits.promise
   finish.open()
   await Promise.all([first, waiter])
-  const told = spans.getFinishedSpans().filter(({ name }) => name === 'request').map(({ attributes, events }) => [attributes['url.path'], ...events.map(({ name }) => name)])
-  t.same(told.sort(byText), [['/a', 'idempotency.executed'], ['/a', 'idempotency.replayed'], ['/b', 'idempotency.lease-lost', 'idempotency.executed']])
+  const told = spans.getFinishedSpans().filter(({ name }) => name === 'request').map(
+    ({ attributes, events }) => [attributes['url.path'], ...events.map(({ name }) => name)]
+  )
+  t.same(told.sort(byText), [['/a', 'idempotency.executed'], ['/a', 'idempotency.replayed'], [
+    '/b', 'idempotency.lease-lost', 'idempotency.executed'
+  ]])
 })
 
 t.test('examples/tracing.ts: without @fastify/otel nothing is traced, and nothing fails', async t => {

@@ -11,8 +11,16 @@ for (const mode of STORES) {
     const finish = gate()
     const { post } = await start(t, mode, {
       routes: app => {
-        app.post('/', { config: { idempotency: { inFlight: { wait: 60_000 } } } }, async () => { entered.open(); await finish.promise; return { id: randomUUID() } })
-        app.post('/brief', { config: { idempotency: { inFlight: { wait: 30 } } } }, async () => { entered.open(); await finish.promise; return 'ok' })
+        app.post('/', { config: { idempotency: { inFlight: { wait: 60_000 } } } }, async () => {
+          entered.open()
+          await finish.promise
+          return { id: randomUUID() }
+        })
+        app.post('/brief', { config: { idempotency: { inFlight: { wait: 30 } } } }, async () => {
+          entered.open()
+          await finish.promise
+          return 'ok'
+        })
       }
     })
     const brief = post('b', '{}', { path: '/brief' })
@@ -33,10 +41,16 @@ for (const mode of STORES) {
   t.test(`inFlight wait: a duplicate runs once the key has come free, with its body (${mode})`, async t => {
     let [runs, claims] = [0, 0]
     let [entered, finish] = [gate(), gate()]
-    const hooks = (['onRequest', 'preParsing', 'preValidation', 'preHandler'] as const).filter(hook => hook !== 'preHandler' || !mode.endsWith('first'))
+    const hooks = (['onRequest', 'preParsing', 'preValidation', 'preHandler'] as const).filter(
+      hook => hook !== 'preHandler' || !mode.endsWith('first')
+    )
     const { app, post } = await start(t, mode, {
       options: { inFlight: { wait: 60_000 } },
-      before: app => { app.addContentTypeParser('text/stream', async (_request: FastifyRequest, payload: AsyncIterable<Buffer>) => { let text = ''; for await (const chunk of payload) text += String(chunk); return text }) },
+      before: app => {
+        app.addContentTypeParser('text/stream', async (
+          _request: FastifyRequest, payload: AsyncIterable<Buffer>
+        ) => { let text = ''; for await (const chunk of payload) text += String(chunk); return text })
+      },
       routes: app => {
         for (const hook of hooks) {
           app.post(`/${hook}`, { config: { idempotency: { hook } } }, async (request, reply) => {
@@ -64,7 +78,9 @@ for (const mode of STORES) {
         await until(() => claims === 2, 'the second claim')
         finish.open()
         t.equal((await first).status, 503)
-        t.same((await second).json(), { attempt: 2, body: type === 'text/stream' ? body : { a: 1 } }, `${hook}, ${type}`)
+        t.same(
+          (await second).json(), { attempt: 2, body: type === 'text/stream' ? body : { a: 1 } }, `${hook}, ${type}`
+        )
         t.equal((await post(key, body, call)).replayed, true)
       }
     }
@@ -74,12 +90,18 @@ for (const mode of STORES) {
     const { post, app } = await start(t, mode, {
       options: { keyPrefix: 'p:' + mode },
       routes: app => {
-        app.post('/retry', { config: { idempotency: { scope: () => 'r' } } }, async request => ({ attempt: request.idempotency?.attempt }))
+        app.post('/retry', {
+          config: { idempotency: { scope: () => 'r' } }
+        }, async request => ({ attempt: request.idempotency?.attempt }))
         app.post('/reject', { config: { idempotency: { scope: () => 'x', abandoned: 'reject' } } }, async () => 'ok')
       }
     })
     const { storeKey } = await import('../lib/protocol/fingerprint.ts')
-    for (const scope of ['r', 'x']) await app.idempotency.store.claim(storeKey('p:' + mode, scope, 'k'), { token: 'd'.repeat(36), lease: 1, ttl: 60_000, takeover: true })
+    for (const scope of ['r', 'x']) {
+      await app.idempotency.store.claim(
+        storeKey('p:' + mode, scope, 'k'), { token: 'd'.repeat(36), lease: 1, ttl: 60_000, takeover: true }
+      )
+    }
     await new Promise(resolve => setTimeout(resolve, 10))
     t.same((await post('k', '{}', { path: '/retry' })).json(), { attempt: 2 })
     const unknown = await post('k', '{}', { path: '/reject' })
@@ -89,14 +111,24 @@ for (const mode of STORES) {
 
 t.test('G11: a scope that is not a string is an error, not a scope that others share', async t => {
   let runs = 0
-  const scopes: Record<string, () => unknown> = { '/null': async () => null, '/object': () => ({ id: 1 }), '/number': () => 12 }
+  const scopes: Record<string, () => unknown> = {
+    '/null': async () => null, '/object': () => ({ id: 1 }), '/number': () => 12
+  }
   const { app } = await start(t, 'memory', {
-    routes: app => { for (const [path, scope] of Object.entries(scopes)) app.post(path, { config: { idempotency: { scope: scope as () => string } } }, async () => ({ runs: ++runs })) }
+    routes: app => {
+      for (const [path, scope] of Object.entries(scopes)) {
+        app.post(
+          path, { config: { idempotency: { scope: scope as () => string } } }, async () => ({ runs: ++runs })
+        )
+      }
+    }
   })
   for (const [path, what] of [['/null', 'null'], ['/object', 'object'], ['/number', 'number']] as const) {
     const answer = await app.inject({ method: 'POST', url: path, headers: { 'idempotency-key': 'k' } })
     t.equal(answer.statusCode, 500)
-    t.match(answer.json(), { message: new RegExp(`a scope must be a string, or undefined for the anonymous one, got ${what}`) })
+    t.match(answer.json(), {
+      message: new RegExp(`a scope must be a string, or undefined for the anonymous one, got ${what}`)
+    })
   }
   t.equal(runs, 0)
   await t.rejects(app.idempotency.inspect({ scope: 5 as unknown as string, key: 'k' }), /a scope must be a string/)
@@ -104,11 +136,19 @@ t.test('G11: a scope that is not a string is an error, not a scope that others s
 
 t.test('G8: a fingerprint of another type than a string or a Buffer is an error', async t => {
   const { app } = await start(t, 'memory', {
-    routes: app => { for (const value of [5, null, {}]) app.post(`/${String(value)}`, { config: { idempotency: { fingerprint: () => value as unknown as string } } }, async () => 'ok') }
+    routes: app => {
+      for (const value of [5, null, {}]) {
+        app.post(`/${String(value)}`, {
+          config: { idempotency: { fingerprint: () => value as unknown as string } }
+        }, async () => 'ok')
+      }
+    }
   })
   for (const [path, what] of [['/5', 'number'], ['/null', 'null'], ['/[object%20Object]', 'object']] as const) {
     const answer = await app.inject({ method: 'POST', url: path, headers: { 'idempotency-key': 'k' } })
-    t.match([answer.statusCode, answer.json()], [500, { message: `fastify-idempotency: option "fingerprint" must return a string or a Buffer, got ${what}` }])
+    t.match([answer.statusCode, answer.json()], [
+      500, { message: `fastify-idempotency: option "fingerprint" must return a string or a Buffer, got ${what}` }
+    ])
   }
 })
 
@@ -132,7 +172,11 @@ t.test('G11: no credential, key or body is readable in the store, and the finger
     routes: app => app.post('/', async (_request, reply) => { await reply.code(204).send() })
   })
   const secret = { authorization: 'Bearer sk_live_51H' }
-  for (const key of ['order-9000', 'order-9001']) await post(key, '{"card":"4242424242424242"}', { headers: { ...headersOf({ key, body: '' }), ...secret } })
+  for (const key of ['order-9000', 'order-9001']) {
+    await post(
+      key, '{"card":"4242424242424242"}', { headers: { ...headersOf({ key, body: '' }), ...secret } }
+    )
+  }
   const keys = (await Promise.all(serversOf(client).map(async server => await server.keys(`${prefix}*`)))).flat()
   t.equal(keys.length, 2)
   const values = await Promise.all(keys.map(async key => await client.getBuffer(key)))

@@ -74,7 +74,9 @@ export class Backlog {
     this.#remove(item)
   }
 
-  /** Gives back a claim, now and until the store takes it: a key that nobody uses must not look like a dead holder's. */
+  /**
+   * Gives back a claim, now and until the store takes it: a key that nobody uses must not look like a dead holder's.
+   */
   giveBack (unused: Unused): void {
     const item = this.#unusedOf(unused)
     item.run(error => {
@@ -152,7 +154,10 @@ export class Backlog {
 
   #giveUp (lease: Lease): void {
     const { request, id } = lease.holder
-    request.log.error({ idempotencyId: id }, 'idempotency: too many outcomes wait for the store; this one is given up, and its key is free when the lease ends')
+    request.log.error(
+      { idempotencyId: id },
+      'idempotency: too many outcomes wait for the store; this one is given up, and its key is free when the lease ends'
+    )
     lease.giveUp()
     this.#deps.renewals.delete(lease)
   }
@@ -198,7 +203,9 @@ export class Backlog {
       maxDelay: route.lease / 3,
       run: done => this.#deps.calls.release(storeKey, token, route.ttl, false, undefined, error => done(error)),
       failed: error => {
-        request.log.error({ idempotencyId: unused.id, err: loggable(error) }, 'idempotency: a claim that is not used could not be given back; it is tried again in the background')
+        request.log.error({
+          idempotencyId: unused.id, err: loggable(error)
+        }, 'idempotency: a claim that is not used could not be given back; it is tried again in the background')
         publish('store-error', request, unused, { error })
         return item
       }
@@ -220,6 +227,8 @@ function isFull (error: unknown): boolean {
 function reportOutcome ({ holder }: Lease, { outcome }: Ending, error: unknown): void {
   const { request, id } = holder
   const what = outcome === undefined ? 'key could not be released' : 'response could not be kept'
-  request.log.error({ idempotencyId: id, err: loggable(error) }, `idempotency: the ${what}; it is tried again in the background`)
+  request.log.error(
+    { idempotencyId: id, err: loggable(error) }, `idempotency: the ${what}; it is tried again in the background`
+  )
   publish('store-error', request, holder, { error })
 }

@@ -12,7 +12,9 @@ export interface LeaseDeps {
   renewals: Renewals
 }
 
-/** An outcome that is kept, or none: the key is released. `status`: of the reply that releases it, where there is one. */
+/**
+ * An outcome that is kept, or none: the key is released. `status`: of the reply that releases it, where there is one.
+ */
 export interface Ending {
   outcome: StoreOutcome | undefined
   status: number | undefined
@@ -21,7 +23,9 @@ export interface Ending {
 /** `taken`: another request has the key, and this is what came of it. */
 export type Committed = (error: unknown, taken?: Taken) => void
 
-/** A store that grants a key and then refuses its token breaks the contract; once may be an eviction between the two. */
+/**
+ * A store that grants a key and then refuses its token breaks the contract; once may be an eviction between the two.
+ */
 const MAX_ROUNDS = 3
 
 /**
@@ -58,7 +62,9 @@ export function commit (deps: LeaseDeps, lease: Lease, ending: Ending, done: Com
  * Writes the outcome; if the token is rejected, claims again to learn why: a winner's response, somebody who runs
  * now, or nobody (the store has lost the record), and then the outcome is written again.
  */
-function write (deps: LeaseDeps, lease: Lease, outcome: StoreOutcome | undefined, round: number, done: Committed): void {
+function write (
+  deps: LeaseDeps, lease: Lease, outcome: StoreOutcome | undefined, round: number, done: Committed
+): void {
   const { holder } = lease
   const { storeKey, token, route, started } = holder
   const written = (error: unknown, accepted?: boolean): void => {
@@ -72,7 +78,9 @@ function write (deps: LeaseDeps, lease: Lease, outcome: StoreOutcome | undefined
       const { attempt, fingerprint = '' } = found
       if (fingerprint !== '' && !matches(fingerprint, holder.knownFingerprint())) {
         // Freed meanwhile by another request, to which it stays bound.
-        return deps.calls.release(storeKey, token, route.ttl, false, undefined, error => done(error, { outcome: 'held', attempt, fingerprint }))
+        return deps.calls.release(
+          storeKey, token, route.ttl, false, undefined, error => done(error, { outcome: 'held', attempt, fingerprint })
+        )
       }
       lease.lost = false
       write(deps, lease, outcome, round + 1, done)
@@ -93,7 +101,9 @@ function recordCommitted (lease: Lease, { outcome, status }: Ending): void {
   } else if (outcome.replayable) {
     publish('executed', request, holder, { status: outcome.status })
   } else {
-    request.log.warn({ idempotencyId: id, status: outcome.status }, 'idempotency: the response cannot be kept; retries get idempotency_response_unavailable')
+    request.log.warn({
+      idempotencyId: id, status: outcome.status
+    }, 'idempotency: the response cannot be kept; retries get idempotency_response_unavailable')
     publish('unreplayable', request, holder, { status: outcome.status })
   }
 }

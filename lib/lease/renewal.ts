@@ -122,7 +122,9 @@ export class Renewals {
       const { request, id } = lease.holder
       if (error !== null) {
         if (lease.failures > 1) return
-        request.log.error({ idempotencyId: id, err: loggable(error) }, 'idempotency: the lease could not be renewed; it is tried again')
+        request.log.error(
+          { idempotencyId: id, err: loggable(error) }, 'idempotency: the lease could not be renewed; it is tried again'
+        )
         publish('store-error', request, lease.holder, { error })
       } else if (renewed !== true) {
         lease.lose()

@@ -15,7 +15,11 @@ export interface SettleDeps extends LeaseDeps {
 export function settle (deps: SettleDeps, lease: Lease, ending: Ending, done: (instead?: Verdict) => void): void {
   const { holder } = lease
   const foreign = ofAnother(holder, ending)
-  if (foreign !== undefined) return settle(deps, lease, { ...ending, outcome: undefined }, instead => done(instead ?? foreign))
+  if (foreign !== undefined) {
+    return settle(
+      deps, lease, { ...ending, outcome: undefined }, instead => done(instead ?? foreign)
+    )
+  }
   deps.backlog.delete(lease)
   commit(deps, lease, ending, (error, taken) => {
     if (error === null) {

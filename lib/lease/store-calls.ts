@@ -40,7 +40,10 @@ export class StoreCalls {
     this.#call(() => this.store.claim(key, request), claimIn, done, late)
   }
 
-  renew (key: string, token: string, lease: number, ttl: number, fingerprint: string, bind: boolean, done: Answer<boolean>, late?: Answer<boolean>): void {
+  renew (
+    key: string, token: string, lease: number, ttl: number, fingerprint: string, bind: boolean, done: Answer<boolean>,
+    late?: Answer<boolean>
+  ): void {
     this.#call(() => this.store.renew(key, token, lease, ttl, fingerprint, bind), acceptedIn, done, late)
   }
 
@@ -48,7 +51,9 @@ export class StoreCalls {
     this.#call(() => this.store.complete(key, token, outcome, ttl), acceptedIn, done)
   }
 
-  release (key: string, token: string, ttl: number, executed: boolean, binding: StoreBinding | undefined, done: Answer<boolean>): void {
+  release (
+    key: string, token: string, ttl: number, executed: boolean, binding: StoreBinding | undefined, done: Answer<boolean>
+  ): void {
     this.#call(() => this.store.release(key, token, ttl, executed, binding), acceptedIn, done)
   }
 
@@ -57,7 +62,10 @@ export class StoreCalls {
     return this.store.record !== undefined && this.store.recorded !== undefined
   }
 
-  record (key: string, token: string, fingerprint: string, name: string, result: string | undefined, done: Answer<StoreRecording>, late: Answer<StoreRecording>): void {
+  record (
+    key: string, token: string, fingerprint: string, name: string, result: string | undefined,
+    done: Answer<StoreRecording>, late: Answer<StoreRecording>
+  ): void {
     this.#call(() => this.store.record?.(key, token, fingerprint, name, result), recordingIn, done, late)
   }
 
@@ -91,7 +99,9 @@ export class StoreCalls {
     if (isProbe) {
       const now = performance.now()
       if (now - this.#lateAt < this.#ms) {
-        return done(new Error(`The store has left ${this.#late} operations unanswered; no more are sent until it answers`))
+        return done(
+          new Error(`The store has left ${this.#late} operations unanswered; no more are sent until it answers`)
+        )
       }
       this.#lateAt = now
     }
@@ -107,7 +117,9 @@ export class StoreCalls {
     done(null, value)
   }
 
-  #wait<T> (pending: Promise<unknown>, check: (answer: unknown) => T, isProbe: boolean, done: Answer<T>, onLate?: Answer<T>): void {
+  #wait<T> (
+    pending: Promise<unknown>, check: (answer: unknown) => T, isProbe: boolean, done: Answer<T>, onLate?: Answer<T>
+  ): void {
     let state: 'pending' | 'settled' | 'late' = 'pending'
     this.#pending++
     const expire = (): void => {

@@ -96,7 +96,11 @@ function settleEmpty (exchange: Exchange): void {
     if (!mayBeKept(exchange, reply.statusCode)) return settleWith(exchange, undefined)
     let outcome = unreplayable(reply.statusCode, exchange.knownFingerprint())
     try {
-      if (WITHOUT_CONTENT.has(reply.statusCode)) outcome = capture(reply, reply.getHeaders(), exchange.fingerprint, route.replayHeaders)
+      if (WITHOUT_CONTENT.has(reply.statusCode)) {
+        outcome = capture(
+          reply, reply.getHeaders(), exchange.fingerprint, route.replayHeaders
+        )
+      }
     } catch (error) {
       logFailure(exchange, error)
     }

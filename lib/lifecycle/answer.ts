@@ -152,7 +152,9 @@ function report (
   const { code, cause } = Object.assign(error, config.profile.answers[error.code])
   // Refused for its key, a request has no id.
   request.log.debug({ idempotencyId: exchange?.id || undefined, code }, 'idempotency: refused')
-  publish(EVENT_OF[code], request, exchange, { status: error.statusCode, code, ...(cause === undefined ? {} : { error: cause }) })
+  publish(EVENT_OF[code], request, exchange, {
+    status: error.statusCode, code, ...(cause === undefined ? {} : { error: cause })
+  })
 }
 
 /** The payload of a refusal, or the error that is to go through Fastify's error handler instead. */

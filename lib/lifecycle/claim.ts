@@ -93,7 +93,9 @@ function keyMissing ({ key, keyName }: RouteConfig, { method }: FastifyRequest):
 }
 
 /** Refuses a request without its key before anything else is done for it. */
-export function refuseMissing (core: Core, request: FastifyRequest, reply: FastifyReply, route: RouteConfig, done: Done): void {
+export function refuseMissing (
+  core: Core, request: FastifyRequest, reply: FastifyReply, route: RouteConfig, done: Done
+): void {
   refuse(core, request, reply, route, keyMissing(route, request), done)
 }
 
@@ -112,7 +114,9 @@ function claim (exchange: Exchange, done: Done): void {
 }
 
 /** The claim's answer, and when it was asked for. A grant that came too late to count is asked for again. */
-function ask (exchange: Exchange, answered: (error: Error | null, found: StoreClaim | undefined, sent: number) => void, round = 1): void {
+function ask (
+  exchange: Exchange, answered: (error: Error | null, found: StoreClaim | undefined, sent: number) => void, round = 1
+): void {
   const { core, route, storeKey, token } = exchange
   const request = { token, lease: route.lease, ttl: route.ttl, takeover: route.abandoned === 'retry' }
   const sent = performance.now()
@@ -121,7 +125,9 @@ function ask (exchange: Exchange, answered: (error: Error | null, found: StoreCl
     // Frozen since then: the key may have been taken over already. The token keeps it if not.
     if (found.outcome === 'acquired' && performance.now() - sent >= route.lease) {
       if (round < MAX_ROUNDS) return ask(exchange, answered, round + 1)
-      return answered(new Error(`The store takes longer to answer than the lease of ${route.lease} ms lasts`), undefined, sent)
+      return answered(
+        new Error(`The store takes longer to answer than the lease of ${route.lease} ms lasts`), undefined, sent
+      )
     }
     answered(null, found, sent)
   }, (_error, late) => {
@@ -135,7 +141,9 @@ function storeFailed (exchange: Exchange, cause: Error, done: Done): void {
   const { core, request, route, id } = exchange
   const bypass = mayBypass(exchange, cause)
   const then = bypass ? 'run unprotected' : 'refused'
-  request.log.error({ idempotencyId: id, err: loggable(cause) }, `idempotency: the key could not be claimed; the request is ${then}`)
+  request.log.error(
+    { idempotencyId: id, err: loggable(cause) }, `idempotency: the key could not be claimed; the request is ${then}`
+  )
   // It may have been granted all the same: the answer alone was lost. After a timeout, the late answer tells.
   if (!(cause instanceof StoreTimeout)) core.backlog.giveBack(exchange)
   if (bypass) {
@@ -145,12 +153,16 @@ function storeFailed (exchange: Exchange, cause: Error, done: Done): void {
     return done()
   }
   const message = 'The idempotency store cannot be reached; the request was not run. Retry later.'
-  answer(exchange, { refuse: new IdempotencyError('idempotency_store_unavailable', message, { retryAfter: route.retryAfter, cause }) }, done)
+  answer(exchange, {
+    refuse: new IdempotencyError('idempotency_store_unavailable', message, { retryAfter: route.retryAfter, cause })
+  }, done)
 }
 
 /** A store that is away may be passed by; a record that cannot be read, or an answer that is none, may not. */
 function mayBypass ({ route }: Exchange, cause: Error): boolean {
-  return route.onStoreError === 'bypass' && !(cause instanceof UnreadableRecordError || cause instanceof StoreAnswerError)
+  return route.onStoreError === 'bypass' && !(
+    cause instanceof UnreadableRecordError || cause instanceof StoreAnswerError
+  )
 }
 
 function granted (exchange: Exchange, found: StoreClaim, sent: number, done: Done): void {

@@ -65,7 +65,10 @@ export class Exchange implements Holder {
   #admission: Admission = 'pending'
   #fingerprint = ''
 
-  constructor (core: Core, request: FastifyRequest, reply: FastifyReply, route: RouteContext, body: RequestBody, declaredEarly: boolean) {
+  constructor (
+    core: Core, request: FastifyRequest, reply: FastifyReply, route: RouteContext, body: RequestBody,
+    declaredEarly: boolean
+  ) {
     this.core = core
     this.request = request
     this.#url = request.originalUrl
@@ -141,7 +144,9 @@ export class Exchange implements Holder {
   /** Reads the rest of a body that a handler may still read as well. */
   readRest (purpose: 'keep' | 'answered', done: (error?: Error) => void): void {
     this.body.drain(purpose, done, Infinity, () => {
-      this.request.log.warn({ idempotencyId: this.id }, 'idempotency: the reader of the request body has stopped; the rest of the body is only compared')
+      this.request.log.warn({
+        idempotencyId: this.id
+      }, 'idempotency: the reader of the request body has stopped; the rest of the body is only compared')
     })
   }
 
@@ -173,7 +178,11 @@ export class Exchange implements Holder {
   #compute (): string {
     const { request, route, body, key } = this
     const target = route.constraints === undefined ? '' : route.constraints(request)
-    if (route.fingerprint === undefined) return fingerprintOf(key, request.method, this.#url + target, salt => body.digest(salt))
+    if (route.fingerprint === undefined) {
+      return fingerprintOf(
+        key, request.method, this.#url + target, salt => body.digest(salt)
+      )
+    }
     const narrowed = body.tooLarge ? randomUUID() : this.#narrow(route.fingerprint)
     return fingerprintOf(key, request.method, pathOf(this.#url) + target, salt => digestOf(narrowed, salt))
   }

@@ -49,9 +49,14 @@ export function startRun (exchange: Exchange): HandlerRun {
   return exchange.run
 }
 
-/** Whether its key is bound to another request, which has been answered then. Where the handler reads the body, a step asks again. */
+/**
+ * Whether its key is bound to another request, which has been answered then. Where the handler reads the body, a step
+ * asks again.
+ */
 function isForeign (exchange: Exchange): boolean {
-  return exchange.boundTo !== '' && exchange.body.whole && refuseForeign(exchange, error => { exchange.reply.send(error) })
+  return exchange.boundTo !== '' && exchange.body.whole && refuseForeign(
+    exchange, error => { exchange.reply.send(error) }
+  )
 }
 
 /** A route's own `fingerprint` is asked before the handler: where it fails, nothing has happened yet. */
@@ -65,7 +70,9 @@ export function checkFingerprint (exchange: Exchange): void {
   }
 }
 
-/** Notes what is sent from the claim on; the same functions for all, since V8 promotes objects that each have their own. */
+/**
+ * Notes what is sent from the claim on; the same functions for all, since V8 promotes objects that each have their own.
+ */
 export function watchReply (reply: FastifyReply): void {
   const watched = reply as WatchedReply
   watchEarly(reply)

@@ -115,9 +115,15 @@ function complete (exchange: Exchange, content: unknown, last: boolean, done: Do
   let payload = copyOf(content)
   if (typeof content === 'string' || Buffer.isBuffer(content)) {
     outcome.text = typeof content === 'string'
-    if (outcome.text && last && isBetterAsBytes(content) && isAscii(Object.values(headers))) payload = Buffer.from(content)
+    if (
+      outcome.text && last && isBetterAsBytes(content) && isAscii(Object.values(headers))
+    ) payload = Buffer.from(content)
     outcome.body = payload as string | Buffer
-    if (Buffer.byteLength(outcome.body) > route.maxResponseBytes) outcome = unreplayable(outcome.status, outcome.fingerprint)
+    if (Buffer.byteLength(outcome.body) > route.maxResponseBytes) {
+      outcome = unreplayable(
+        outcome.status, outcome.fingerprint
+      )
+    }
   } else if (content !== undefined && content !== null) {
     // Fastify refuses such a payload after onSend (FST_ERR_REP_INVALID_PAYLOAD_TYPE).
     return leave(exchange, done, null, content)
@@ -177,7 +183,9 @@ function storeStream (exchange: Exchange, outcome: StoreOutcome, source: ByteStr
     async bytes => {
       if (!await whole()) return await end(undefined)
       const fingerprint = fingerprintOf(exchange)
-      return await end(bytes === undefined ? unreplayable(outcome.status, fingerprint) : { ...outcome, fingerprint, body: bytes })
+      return await end(
+        bytes === undefined ? unreplayable(outcome.status, fingerprint) : { ...outcome, fingerprint, body: bytes }
+      )
     },
     async () => { if (lease?.state === 'collecting') await end(undefined) })
 }

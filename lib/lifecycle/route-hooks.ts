@@ -52,9 +52,13 @@ export function addRouteHooks (core: Core, instance: FastifyInstance, declared: 
   }
   const guards = [declared.onRequest ?? []].flat()
   declared.onRequest = guards.length === 0 ? [onRequest] : [watch, ...guards, onRequest]
-  const preParsing = (request: FastifyRequest, _reply: FastifyReply, payload: Readable, done: Done): void => endOfPreParsing(request, payload, done)
+  const preParsing = (
+    request: FastifyRequest, _reply: FastifyReply, payload: Readable, done: Done
+  ): void => endOfPreParsing(request, payload, done)
   append(declared, 'preParsing', preParsing)
-  const late = (request: FastifyRequest, _reply: FastifyReply, done: Done): void => claimAndAct(exchangeOf(request), done)
+  const late = (request: FastifyRequest, _reply: FastifyReply, done: Done): void => claimAndAct(
+    exchangeOf(request), done
+  )
   if (isLate(route.hook)) append(declared, route.hook, late)
   append(declared, 'onError', (request: FastifyRequest, reply: FastifyReply, error: Error, done: Done) => {
     const exchange = exchangeOf(request)
@@ -72,7 +76,9 @@ export function addRouteHooks (core: Core, instance: FastifyInstance, declared: 
   declared.onSend = core.compressed ? [storing, ...own] : [...own, storing]
   declared.handler = wrapHandler(declared.handler)
   const claiming = { onRequest: undefined, preParsing, preValidation: late, preHandler: late }[route.hook]
-  core.warnings.add({ route: declared, instance, config, taking: claiming, afterOurs: core.compressed ? own.length : 0 })
+  core.warnings.add(
+    { route: declared, instance, config, taking: claiming, afterOurs: core.compressed ? own.length : 0 }
+  )
 }
 
 /** Starts to watch the request's body if the request may carry a key. */
@@ -102,8 +108,11 @@ function endOfPreParsing (request: FastifyRequest, payload: Readable, done: Done
   const { body, route } = exchange
   exchange.admit()
   // A hook that has read the body may have made another stream of its bytes.
-  if (body.readEarly && payload !== request.raw) exchange.body = new RequestBody(request, payload, route.fingerprint !== undefined)
-  else body.replacedBy(payload)
+  if (body.readEarly && payload !== request.raw) {
+    exchange.body = new RequestBody(
+      request, payload, route.fingerprint !== undefined
+    )
+  } else body.replacedBy(payload)
   if (isLate(route.hook)) done()
   else claimAndAct(exchange, done)
 }

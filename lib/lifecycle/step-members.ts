@@ -42,7 +42,11 @@ export function stepMembers (request: FastifyRequest): StepMembers {
 function withSteps (request: FastifyRequest, what: string): WithSteps | undefined {
   const exchange = exchangeOf(request)
   if (exchange === undefined) return undefined
-  if (exchange.id === '') throw new Error(`fastify-idempotency: request.idempotency.${what} was used before the key is known; see the option "hook"`)
+  if (exchange.id === '') {
+    throw new Error(
+    `fastify-idempotency: request.idempotency.${what} was used before the key is known; see the option "hook"`
+    )
+  }
   exchange.steps ??= new Steps(exchange)
   return exchange as WithSteps
 }

@@ -2,7 +2,9 @@ import { loggable, publish } from '../events.ts'
 import type { Lease } from '../lease/lease.ts'
 import type { Answer } from '../lease/store-calls.ts'
 import { IdempotencyError } from '../protocol/errors.ts'
-import { decodeResult, encodeResult, MAX_STEP_BYTES, MAX_STEPS, NOT_KEPT, type Jsonified } from '../protocol/step-result.ts'
+import {
+  decodeResult, encodeResult, MAX_STEP_BYTES, MAX_STEPS, NOT_KEPT, type Jsonified
+} from '../protocol/step-result.ts'
 import type { StoreRecording, StoreStep } from '../stores/contract.ts'
 import { foreign } from './binding.ts'
 import type { Exchange } from './exchange.ts'
@@ -25,7 +27,9 @@ export interface IdempotencyStepOptions<T> {
 }
 
 /** Runs one step, see `request.idempotency.step`. */
-export type IdempotencyStep = <T>(name: string, work: (context: IdempotencyStepContext) => T, options?: IdempotencyStepOptions<T>) => Promise<Jsonified<Awaited<T>>>
+export type IdempotencyStep = <T>(
+  name: string, work: (context: IdempotencyStepContext) => T, options?: IdempotencyStepOptions<T>
+) => Promise<Jsonified<Awaited<T>>>
 
 /** The names of one execution: each step runs once, unless it has failed. */
 export class StepNames {
@@ -35,9 +39,15 @@ export class StepNames {
   async enter<T> (name: string, run: () => Promise<T>): Promise<T> {
     // What stores keep as UTF-8 must come back as it was.
     if (typeof name !== 'string' || name === '' || Buffer.from(name).toString() !== name) {
-      throw new TypeError(`The name of a step must be a string that is not empty, got ${typeof name === 'string' ? JSON.stringify(name) : typeof name}`)
+      throw new TypeError(
+        `The name of a step must be a string that is not empty, got ${typeof name === 'string' ? JSON.stringify(name) : typeof name}`
+      )
     }
-    if (this.#used.has(name)) throw new TypeError(`The step "${name}" was used before in this execution; each needs a name of its own`)
+    if (this.#used.has(name)) {
+      throw new TypeError(
+      `The step "${name}" was used before in this execution; each needs a name of its own`
+      )
+    }
     this.#used.add(name)
     try {
       return await run()
@@ -49,7 +59,9 @@ export class StepNames {
 }
 
 /** Runs `work`, and gives its result the shape that a recorded one would have. */
-export async function runUnrecorded<T> (name: string, work: (context: IdempotencyStepContext) => T, context: IdempotencyStepContext): Promise<Jsonified<Awaited<T>>> {
+export async function runUnrecorded<T> (
+  name: string, work: (context: IdempotencyStepContext) => T, context: IdempotencyStepContext
+): Promise<Jsonified<Awaited<T>>> {
   return decodeResult(encodeResult(name, await work(context))) as Jsonified<Awaited<T>>
 }
 
@@ -81,20 +93,28 @@ export class Steps {
     return Array.from(this.#known, ([name, result]) => ({ name, result }))
   }
 
-  async run<T> (name: string, work: (context: IdempotencyStepContext) => T, context: IdempotencyStepContext, options: IdempotencyStepOptions<T> = {}): Promise<Jsonified<Awaited<T>>> {
+  async run<T> (name: string, work: (
+    context: IdempotencyStepContext
+  ) => T, context: IdempotencyStepContext, options: IdempotencyStepOptions<T> = {}): Promise<Jsonified<Awaited<T>>> {
     return await this.#names.enter(name, async () => {
       const { claim, lease } = this.#exchange
       if (claim === 'bypassed') {
         this.#warn()
         return await runUnrecorded(name, work, context)
       }
-      if (lease === undefined) throw new Error(`The step "${name}" needs the idempotency key, which this request does not hold`)
+      if (lease === undefined) {
+        throw new Error(
+        `The step "${name}" needs the idempotency key, which this request does not hold`
+        )
+      }
       return decodeResult(await this.#step(lease, name, work, context, options)) as Jsonified<Awaited<T>>
     })
   }
 
   /** The text of the step's result. */
-  async #step<T> (lease: Lease, name: string, work: (context: IdempotencyStepContext) => T, context: IdempotencyStepContext, { interrupted }: IdempotencyStepOptions<T>): Promise<string> {
+  async #step<T> (lease: Lease, name: string, work: (
+    context: IdempotencyStepContext
+  ) => T, context: IdempotencyStepContext, { interrupted }: IdempotencyStepOptions<T>): Promise<string> {
     this.#assertHeld(lease, name)
     await this.#prepare()
     const known = this.#known.get(name)
@@ -122,7 +142,9 @@ export class Steps {
   async #learn (): Promise<void> {
     const { core: { calls }, body, attempt, boundTo, storeKey } = this.#exchange
     if (!calls.recordsSteps) {
-      throw new Error('fastify-idempotency: request.idempotency.step needs a store with the methods "record" and "recorded"; this one has not both')
+      throw new Error(
+        'fastify-idempotency: request.idempotency.step needs a store with the methods "record" and "recorded"; this one has not both'
+      )
     }
     await new Promise<void>((resolve, reject) => body.arrive(error => error === undefined ? resolve() : reject(error)))
     const refusal = foreign(this.#exchange)
@@ -168,7 +190,9 @@ export class Steps {
     if (named && recording.outcome === 'known') return this.#reused(name, recording.result ?? '')
     const { request, id } = this.#exchange
     if (!fits) {
-      request.log.warn({ idempotencyId: id, step: name }, 'idempotency: there is no room for the result of a step; a later execution gets idempotency_outcome_unknown')
+      request.log.warn({
+        idempotencyId: id, step: name
+      }, 'idempotency: there is no room for the result of a step; a later execution gets idempotency_outcome_unknown')
     }
     publish('step-recorded', request, this.#exchange, { step: name })
     return text
@@ -183,7 +207,9 @@ export class Steps {
   }
 
   /** Writes to the store what becomes of a step; what stands there then. */
-  async #write (lease: Lease, name: string, result: string | undefined): Promise<Exclude<StoreRecording, { outcome: 'lost' }>> {
+  async #write (
+    lease: Lease, name: string, result: string | undefined
+  ): Promise<Exclude<StoreRecording, { outcome: 'lost' }>> {
     const { core: { calls }, storeKey, token, fingerprint } = this.#exchange
     const note = (recording: StoreRecording | undefined): void => {
       if (recording === undefined || recording.outcome === 'lost') return
@@ -205,7 +231,9 @@ export class Steps {
         const { request, id, route: { retryAfter } } = this.#exchange
         request.log.error({ idempotencyId: id, err: loggable(error) }, `idempotency: a step could not be ${what}`)
         reject(new IdempotencyError('idempotency_store_unavailable',
-          'The idempotency store cannot be reached; the request was interrupted. Retry later.', { retryAfter, cause: error }))
+          'The idempotency store cannot be reached; the request was interrupted. Retry later.', {
+            retryAfter, cause: error
+          }))
       })
     })
   }
@@ -229,14 +257,18 @@ export class Steps {
   #lost ({ signal }: Lease): IdempotencyError {
     const { retryAfter } = this.#exchange.route
     return new IdempotencyError('idempotency_in_progress',
-      'The lease of this Idempotency-Key was lost; another request may be running. Retry later.', { retryAfter, cause: signal.reason })
+      'The lease of this Idempotency-Key was lost; another request may be running. Retry later.', {
+        retryAfter, cause: signal.reason
+      })
   }
 
   #warn (): void {
     if (this.#warned) return
     this.#warned = true
     const { request, id } = this.#exchange
-    request.log.warn({ idempotencyId: id }, 'idempotency: the steps of a request that runs unprotected are not recorded')
+    request.log.warn(
+      { idempotencyId: id }, 'idempotency: the steps of a request that runs unprotected are not recorded'
+    )
   }
 }
 

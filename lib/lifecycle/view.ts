@@ -34,7 +34,9 @@ interface Members {
   readonly keyFor: (name: string) => string
 }
 
-/** What a handler sees as `request.idempotency`: always an object, also where the plugin does nothing for the request. */
+/**
+ * What a handler sees as `request.idempotency`: always an object, also where the plugin does nothing for the request.
+ */
 export type RequestIdempotency = Members & (
   | {
     /** The idempotency key, as the client sent it. */
@@ -47,7 +49,10 @@ export type RequestIdempotency = Members & (
 
 const kView = Symbol('fastify-idempotency view')
 
-/** The public side of a request's state: made when it is asked for, and live, since hooks may ask before the key is claimed. */
+/**
+ * The public side of a request's state: made when it is asked for, and live, since hooks may ask before the key is
+ * claimed.
+ */
 export function viewOf (request: FastifyRequest): RequestIdempotency {
   const slot = request as { [kView]?: RequestIdempotency }
   slot[kView] ??= makeView(request)

@@ -19,10 +19,18 @@ const TOLD: Record<IdempotencyErrorCode, Told> = {
   idempotency_key_invalid: { what: 'The idempotency key is empty, too long, or malformed.' },
   idempotency_key_missing: { what: 'An idempotency key is required.', only: route => route.required },
   idempotency_key_mismatch: { what: 'The key was used for another request; use a fresh one.' },
-  idempotency_in_progress: { what: 'The first request with this key still runs; send the same again later.', retry: true },
-  idempotency_outcome_unknown: { what: 'The first request with this key was interrupted, or the result of one of its steps is not known; look whether it took effect.' },
-  idempotency_response_unavailable: { what: 'The first request with this key was answered, but its response could not be kept.' },
-  idempotency_store_unavailable: { what: 'Nothing was run; send the same again later.', only: route => route.onStoreError === 'reject', retry: true }
+  idempotency_in_progress: {
+    what: 'The first request with this key still runs; send the same again later.', retry: true
+  },
+  idempotency_outcome_unknown: {
+    what: 'The first request with this key was interrupted, or the result of one of its steps is not known; look whether it took effect.'
+  },
+  idempotency_response_unavailable: {
+    what: 'The first request with this key was answered, but its response could not be kept.'
+  },
+  idempotency_store_unavailable: {
+    what: 'Nothing was run; send the same again later.', only: route => route.onStoreError === 'reject', retry: true
+  }
 }
 
 /** The answers that a route's clients may get from the plugin, by status. */
@@ -37,8 +45,18 @@ export function answersOf ({ route, profile, docsUrl }: Config): Map<number, Ans
   return new Map(Array.from(byStatus, ([status, codes]) => [status, {
     description: codes.map(code => `${code}: ${TOLD[code].what}`).join('\n'),
     headers: {
-      ...(codes.some(code => TOLD[code].retry) ? { 'Retry-After': { type: 'integer', minimum: 1, description: `Seconds; with ${codes.filter(code => TOLD[code].retry).join()}.` } } : {}),
-      ...(route.errors === 'problem' ? fieldsOf(Object.keys(profile.fields(typeOf(codes[0] as IdempotencyErrorCode, docsUrl)))) : {})
+      ...(codes.some(code => TOLD[code].retry)
+        ? {
+            'Retry-After': {
+              type: 'integer', minimum: 1, description: `Seconds; with ${codes.filter(code => TOLD[code].retry).join()}.`
+            }
+          }
+        : {}),
+      ...(route.errors === 'problem'
+        ? fieldsOf(
+          Object.keys(profile.fields(typeOf(codes[0] as IdempotencyErrorCode, docsUrl)))
+        )
+        : {})
     },
     ...bodyOf(route.errors, status, codes),
     yields: route.errors === 'throw'
@@ -46,7 +64,9 @@ export function answersOf ({ route, profile, docsUrl }: Config): Map<number, Ans
 }
 
 function fieldsOf (names: string[]): Json {
-  return Object.fromEntries(names.map(name => [name.replace(/\b[a-z]/g, letter => letter.toUpperCase()), { type: 'string' }]))
+  return Object.fromEntries(
+    names.map(name => [name.replace(/\b[a-z]/g, letter => letter.toUpperCase()), { type: 'string' }])
+  )
 }
 
 function bodyOf (form: IdempotencyErrorForm, status: number, codes: string[]): Pick<Answer, 'body'> {
@@ -55,8 +75,12 @@ function bodyOf (form: IdempotencyErrorForm, status: number, codes: string[]): P
   const code = { type: 'string', enum: codes }
   const number = { type: 'integer', enum: [status] }
   switch (form) {
-    case 'envelope': return json('application/json', { status: { type: 'string', enum: ['error'] }, code, title: text, message: text, type: uri, request_id: text })
-    case 'problem': return json('application/problem+json', { type: uri, title: text, status: number, detail: text, code, request_id: text })
+    case 'envelope': return json('application/json', {
+      status: { type: 'string', enum: ['error'] }, code, title: text, message: text, type: uri, request_id: text
+    })
+    case 'problem': return json(
+      'application/problem+json', { type: uri, title: text, status: number, detail: text, code, request_id: text }
+    )
     case 'throw': return json('application/json', { statusCode: number, code, error: text, message: text })
     default: return {}
   }
@@ -64,5 +88,9 @@ function bodyOf (form: IdempotencyErrorForm, status: number, codes: string[]): P
 
 function json (mediaType: string, properties: Json): Pick<Answer, 'body'> {
   // A copy of each: a YAML document shows an object that it meets twice as an alias.
-  return { body: { mediaType, schema: { type: 'object', required: Object.keys(properties), properties: structuredClone(properties) } } }
+  return {
+    body: {
+      mediaType, schema: { type: 'object', required: Object.keys(properties), properties: structuredClone(properties) }
+    }
+  }
 }

@@ -33,7 +33,9 @@ export class IdempotencyError extends Error {
 }
 
 /** The form of the plugin's own answers; see the option `errors`. */
-export type IdempotencyErrorForm = 'envelope' | 'problem' | 'throw' | ((error: IdempotencyError, request: FastifyRequest) => unknown)
+export type IdempotencyErrorForm = 'envelope' | 'problem' | 'throw' | (
+  (error: IdempotencyError, request: FastifyRequest) => unknown
+)
 
 /** Where an error is documented: the option `docsUrl`, as a function. */
 export type DocsUrl = (code: IdempotencyErrorCode) => string
@@ -63,8 +65,18 @@ export function renderError (
   const type = typeOf(code, docsUrl) ?? `urn:problem-type:${code}`
   return form === 'problem'
     // RFC 9457, section 3; code and request_id are extension members (section 3.2).
-    ? { contentType: 'application/problem+json', payload: JSON.stringify({ type, title, status: statusCode, detail: message, code, request_id: request.id }) }
-    : { contentType: JSON_TYPE, payload: JSON.stringify({ status: 'error', code, title, message, type, request_id: request.id }) }
+    ? {
+        contentType: 'application/problem+json',
+        payload: JSON.stringify(
+          { type, title, status: statusCode, detail: message, code, request_id: request.id }
+        )
+      }
+    : {
+        contentType: JSON_TYPE,
+        payload: JSON.stringify(
+          { status: 'error', code, title, message, type, request_id: request.id }
+        )
+      }
 }
 
 /** Where an error is documented. @throws {TypeError} when the application's function answers with something else. */

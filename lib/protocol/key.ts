@@ -13,7 +13,9 @@ export interface KeySource { header: string, headerName: string, profile: Profil
 export function readKey (request: FastifyRequest, { header, headerName, profile }: KeySource): string {
   const value = request.headers[header] as string | string[]
   if (Array.isArray(value) || (value.includes(',') && countLines(request.raw.rawHeaders, header) > 1)) {
-    throw new IdempotencyError('idempotency_key_invalid', `The ${headerName} header must be sent once; it came on several lines.`)
+    throw new IdempotencyError(
+      'idempotency_key_invalid', `The ${headerName} header must be sent once; it came on several lines.`
+    )
   }
   return profile.keyOf(value, headerName)
 }
@@ -22,7 +24,11 @@ export function readKey (request: FastifyRequest, { header, headerName, profile 
 export function keyError (
   key: unknown, { maxKeyLength, keyName }: { maxKeyLength: number, keyName: string }
 ): Error | null {
-  if (typeof key !== 'string') return new TypeError(`fastify-idempotency: option "key" must return a string or undefined, got ${typeof key}`)
+  if (typeof key !== 'string') {
+    return new TypeError(
+    `fastify-idempotency: option "key" must return a string or undefined, got ${typeof key}`
+    )
+  }
   if (key.length > maxKeyLength) {
     return new IdempotencyError('idempotency_key_invalid',
       `The ${keyName} has ${key.length} characters; at most ${maxKeyLength} are allowed.`)

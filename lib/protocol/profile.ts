@@ -34,10 +34,15 @@ const ietf: Profile = {
       [item] = parseItem(value)
     } catch {}
     if (typeof item === 'string') return item
-    throw new IdempotencyError('idempotency_key_invalid', `The ${headerName} header must be a String of RFC 9651: a value in double quotes, such as "8e03978e-40d5-43e8-bc93-6894a57f9324".`)
+    throw new IdempotencyError(
+      'idempotency_key_invalid',
+      `The ${headerName} header must be a String of RFC 9651: a value in double quotes, such as "8e03978e-40d5-43e8-bc93-6894a57f9324".`
+    )
   },
   // RFC 9651, section 3.3.3: printable ASCII in double quotes, a quote or a backslash behind a backslash.
-  schemaOf: maxKeyLength => ({ format: 'sf-string', pattern: `^"(?:[ !#-\\[\\]-~]|\\\\["\\\\]){1,${maxKeyLength}}"(?:;.*)?$` }),
+  schemaOf: maxKeyLength => (
+    { format: 'sf-string', pattern: `^"(?:[ !#-\\[\\]-~]|\\\\["\\\\]){1,${maxKeyLength}}"(?:;.*)?$` }
+  ),
   form: 'problem',
   // Section 2.7.
   answers: {

@@ -22,7 +22,9 @@ export type Jsonified<T> =
 
 /** `undefined` in an array becomes `null`. */
 type Element<T> = T extends undefined | symbol | ((...args: never[]) => unknown) ? null : Jsonified<T>
-type Kept<T, Name extends keyof T> = Name extends symbol ? never : [T[Name]] extends [symbol | ((...args: never[]) => unknown)] ? never : Name
+type Kept<T, Name extends keyof T> = Name extends symbol ? never : [T[Name]] extends [
+  symbol | ((...args: never[]) => unknown)
+] ? never : Name
 type Missing<T> = undefined extends T ? undefined : never
 
 /** The text of a result; '' for `undefined`. @throws {TypeError} where JSON has no form for it. */
@@ -30,7 +32,9 @@ export function encodeResult (name: string, value: unknown): string {
   try {
     return JSON.stringify(value) ?? ''
   } catch (error) {
-    throw new TypeError(`The result of the step "${name}" cannot be recorded: ${(error as Error).message}`, { cause: error })
+    throw new TypeError(
+      `The result of the step "${name}" cannot be recorded: ${(error as Error).message}`, { cause: error }
+    )
   }
 }
 

@@ -59,7 +59,8 @@ export class RequestBody {
       this.#type = multipart.type
       if (multipart.boundary !== undefined) this.#multipart = new MultipartHash(multipart.boundary)
     }
-    // Unlike on('data'), which a Readable overrides, this does not make the stream flow: only whoever reads the body may do that.
+    // Unlike on('data'), which a Readable overrides, this does not make the stream flow: only whoever reads the body
+    // may do that.
     const tapped = stream as Tapped
     tapped[kBody] = this
     stream.prependListener('data', onData)
@@ -80,7 +81,10 @@ export class RequestBody {
     if (!this.whole && payload !== this.#stream) payload.on('error', () => {})
   }
 
-  /** The SHA-256 of the body (of its parts, where it is multipart), `salt` and the salt's length in bytes; only once it is whole. */
+  /**
+   * The SHA-256 of the body (of its parts, where it is multipart), `salt` and the salt's length in bytes; only once it
+   * is whole.
+   */
   digest (salt: string): string {
     const typed = this.#type === '' ? salt : `${this.#type}\n${salt}`
     const suffix = this.#ambiguous ? typed + randomUUID() : typed
@@ -90,7 +94,9 @@ export class RequestBody {
     if (bodyLength + suffix.length * 3 + 4 <= SCRATCH.length) {
       first?.copy(SCRATCH)
       const suffixLength = SCRATCH.write(suffix, bodyLength)
-      return hash('sha256', SCRATCH.subarray(0, SCRATCH.writeUInt32BE(suffixLength, bodyLength + suffixLength)), 'base64url')
+      return hash(
+        'sha256', SCRATCH.subarray(0, SCRATCH.writeUInt32BE(suffixLength, bodyLength + suffixLength)), 'base64url'
+      )
     }
     const tail = Buffer.alloc(4)
     tail.writeUInt32BE(Buffer.byteLength(suffix))
@@ -108,7 +114,9 @@ export class RequestBody {
    * same, but the response is over, and Node.js no longer tells a request that its client has left.
    * `limit`: bytes, beyond which a body that is compared ends with a 413. `stalled`: the handler has stopped reading.
    */
-  drain (purpose: 'compare' | 'keep' | 'answered', done: (error?: Error) => void, limit = Infinity, stalled = (): void => {}): void {
+  drain (
+    purpose: 'compare' | 'keep' | 'answered', done: (error?: Error) => void, limit = Infinity, stalled = (): void => {}
+  ): void {
     if (this.whole) return this.length > limit ? done(tooLarge()) : done()
     if (this.length > limit || Number(this.#request.headers['content-length']) > limit) return done(tooLarge())
     const stream = this.#stream
@@ -158,7 +166,11 @@ export class RequestBody {
     new Promise<Error | undefined>(resolve => { (this.#waiting ??= []).push(resolve) }).then(done)
     stream.on('close', onClose)
     setImmediate(() => {
-      if (!this.whole && !this.isRead) this.#settle(new Error('Nobody reads the request body, which must be whole before the first step'))
+      if (!this.whole && !this.isRead) {
+        this.#settle(
+          new Error('Nobody reads the request body, which must be whole before the first step')
+        )
+      }
     })
   }
 
@@ -286,7 +298,9 @@ function tooLarge (): Error {
 /** Whether a parser will read this request, or HTTP says that there is something to read. */
 function hasBody ({ headers, raw }: FastifyRequest): boolean {
   const length = headers['content-length']
-  if (headers['content-type'] !== undefined || headers['transfer-encoding'] !== undefined || (length !== undefined && length !== '0')) return true
+  if (headers['content-type'] !== undefined || headers['transfer-encoding'] !== undefined || (
+    length !== undefined && length !== '0'
+  )) return true
   // HTTP/2 needs neither header: END_STREAM on the HEADERS frame tells (RFC 9113, section 8.1).
   return (raw as { stream?: { endAfterHeaders?: boolean } }).stream?.endAfterHeaders === false
 }

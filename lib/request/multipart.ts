@@ -1,7 +1,10 @@
 import { createHash, type Hash } from 'node:crypto'
 
 const PARAMETER = /;\s*([\w-]+)=(?:"([^"\\]*)"|([^\s;"\\,]+))/
-/** `multipart/…` with parameters whose values are quoted strings or, as many clients write a boundary, bare (RFC 9110, section 8.3.1). */
+/**
+ * `multipart/…` with parameters whose values are quoted strings or, as many clients write a boundary, bare (RFC 9110,
+ * section 8.3.1).
+ */
 const MULTIPART = new RegExp(`^multipart/[\\w.+-]+(?:\\s*${PARAMETER.source})+\\s*$`, 'i')
 /** RFC 2046, section 5.1.1. */
 const IS_BOUNDARY = /^[\w'()+,./:=? -]{0,69}[\w'()+,./:=?-]$/
@@ -19,7 +22,11 @@ export function multipartOf (contentType: string | undefined): Multipart | undef
   const parameters = MULTIPART.test(contentType) ? Array.from(contentType.matchAll(new RegExp(PARAMETER, 'g'))) : []
   const [found, another] = parameters.filter(([, name]) => name?.toLowerCase() === 'boundary')
   const boundary = found?.[2] ?? found?.[3] ?? ''
-  if (found === undefined || another !== undefined || !IS_BOUNDARY.test(boundary)) return { type: contentType, boundary: undefined }
+  if (found === undefined || another !== undefined || !IS_BOUNDARY.test(boundary)) {
+    return {
+      type: contentType, boundary: undefined
+    }
+  }
   return { type: contentType.slice(0, found.index) + contentType.slice(found.index + found[0].length), boundary }
 }
 

@@ -6,7 +6,9 @@ import type { StoreOutcome } from '../stores/contract.ts'
  * Never kept: fields of the connection (RFC 9110, section 7.6.1), and those that are
  * computed for each response.
  */
-const NEVER_KEPT = new Set(['connection', 'keep-alive', 'transfer-encoding', 'te', 'trailer', 'upgrade', 'date', 'content-length'])
+const NEVER_KEPT = new Set(
+  ['connection', 'keep-alive', 'transfer-encoding', 'te', 'trailer', 'upgrade', 'date', 'content-length']
+)
 
 /** Statuses whose responses have no content (RFC 9110, sections 15.3.5, 15.3.6 and 15.4.5). */
 export const WITHOUT_CONTENT: ReadonlySet<number> = new Set([204, 205, 304])
@@ -49,7 +51,9 @@ function sentOverHttp1 (name: string, value: unknown): string | string[] {
 
 /** Node.js sends one byte for each character, and leaves out lines that are not valid then. */
 function sentOverHttp2 (name: string, value: unknown): string | string[] | undefined {
-  const lines = [value].flat().map(line => Buffer.from(String(line), 'latin1').toString('latin1')).filter(line => isValid(name, line))
+  const lines = [value].flat().map(line => Buffer.from(String(line), 'latin1').toString('latin1')).filter(
+    line => isValid(name, line)
+  )
   return lines.length > 1 ? lines : lines[0]
 }
 
@@ -89,7 +93,9 @@ export function withdraw (reply: FastifyReply, { headers }: StoreOutcome, replay
 }
 
 /** What hooks say of bytes that they have made of the payload: it is not true of the kept ones. */
-const OF_THE_BYTES = ['content-encoding', 'content-range', 'content-md5', 'content-digest', 'transfer-encoding', 'trailer']
+const OF_THE_BYTES = [
+  'content-encoding', 'content-range', 'content-md5', 'content-digest', 'transfer-encoding', 'trailer'
+]
 
 /** Takes off what hooks have said of bytes of their own. */
 export function withdrawEncoding (reply: FastifyReply): void {

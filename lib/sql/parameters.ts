@@ -1,4 +1,7 @@
-/** A statement cut at its parameters `$1` to `$9`, and which value stands at each cut: for libraries with marks of their own. */
+/**
+ * A statement cut at its parameters `$1` to `$9`, and which value stands at each cut: for libraries with marks of their
+ * own.
+ */
 export function splitParameters (text: string): { strings: string[], order: number[] } {
   const parts = text.split(/\$(\d)/)
   return {

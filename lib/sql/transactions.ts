@@ -70,21 +70,35 @@ interface Progress {
  * ```
  * @throws {TypeError} naming a wrong option.
  */
-export function transactions<Tx, Options = never> (database: Database<Tx, Options>, options: TransactionsOptions = {}): Transaction<Tx, Options> {
+export function transactions<Tx, Options = never> (
+  database: Database<Tx, Options>, options: TransactionsOptions = {}
+): Transaction<Tx, Options> {
   const { table = 'idempotency_transactions', retries = 3, idleTimeout } = options
-  const isWhole = (value: number, min: number): boolean => Number.isSafeInteger(value) && value >= min && value <= MAX_MS
-  if (!isWhole(retries, 0)) throw new TypeError('fastify-idempotency/sql: option "retries" must be a whole number, at least 0')
+  const isWhole = (
+    value: number, min: number
+  ): boolean => Number.isSafeInteger(value) && value >= min && value <= MAX_MS
+  if (!isWhole(retries, 0)) {
+    throw new TypeError(
+      'fastify-idempotency/sql: option "retries" must be a whole number, at least 0'
+    )
+  }
   if (idleTimeout !== undefined && !isWhole(idleTimeout, 1)) {
-    throw new TypeError('fastify-idempotency/sql: option "idleTimeout" must be a whole number of milliseconds, at least 1')
+    throw new TypeError(
+      'fastify-idempotency/sql: option "idleTimeout" must be a whole number of milliseconds, at least 1'
+    )
   }
   const core = { database, sql: statementsFor(table), retries, idleTimeout }
   const known = new WeakMap<FastifyRequest, Progress>()
   const query = async (text: string, value: string): Promise<Array<Record<string, unknown>>> =>
     await database.transaction(async tx => await database.query(tx, text, [value]))
 
-  const transaction = async <T>(request: FastifyRequest, name: string, work: (tx: Tx) => T | Promise<T>, options?: Options): Promise<Recorded<T>> => {
+  const transaction = async <T>(
+    request: FastifyRequest, name: string, work: (tx: Tx) => T | Promise<T>, options?: Options
+  ): Promise<Recorded<T>> => {
     if ((request as { idempotency?: unknown }).idempotency === undefined) {
-      throw new TypeError('fastify-idempotency/sql: the request is of an instance without the plugin; register it there')
+      throw new TypeError(
+        'fastify-idempotency/sql: the request is of an instance without the plugin; register it there'
+      )
     }
     checkName(name)
     const run = async (tx: Tx): Promise<string> => encodeResult(await work(tx))
@@ -111,7 +125,11 @@ export function transactions<Tx, Options = never> (database: Database<Tx, Option
       return (await query(core.sql.forget, id)).length > 0
     },
     async sweep (limit = 1_000) {
-      if (!isWhole(limit, 1)) throw new TypeError('fastify-idempotency/sql: the limit of a sweep must be a whole number, at least 1')
+      if (!isWhole(limit, 1)) {
+        throw new TypeError(
+          'fastify-idempotency/sql: the limit of a sweep must be a whole number, at least 1'
+        )
+      }
       return Number((await query(core.sql.sweep, String(limit)))[0]?.['count'])
     }
   })
@@ -119,7 +137,8 @@ export function transactions<Tx, Options = never> (database: Database<Tx, Option
 
 function checkName (name: unknown): asserts name is string {
   // A row's name is text: what has no UTF-8 form of its own, and NUL, cannot be told apart there, or not be written.
-  if (typeof name === 'string' && name !== '' && name.length <= MAX_NAME && Buffer.from(name).toString() === name && !name.includes('\0')) return
+  if (typeof name === 'string' && name !== '' && name.length <= MAX_NAME && Buffer.from(name).toString() === name &&
+    !name.includes('\0')) return
   throw new TypeError(`fastify-idempotency/sql: a transaction's name must be text of 1 to ${MAX_NAME} characters`)
 }
 
@@ -131,7 +150,9 @@ interface Core<Tx, Options> {
 }
 
 /** Without a key: retried alike, but what became of a COMMIT without an answer cannot be known. */
-async function plain<Tx, Options> ({ database, retries }: Core<Tx, Options>, run: (tx: Tx) => Promise<string>, options: Options | undefined): Promise<string> {
+async function plain<Tx, Options> (
+  { database, retries }: Core<Tx, Options>, run: (tx: Tx) => Promise<string>, options: Options | undefined
+): Promise<string> {
   for (let runs = 1; ; runs++) {
     try {
       return await database.transaction(run, options)
@@ -182,7 +203,10 @@ class Once<Tx, Options> {
   /** The error that came in the place of COMMIT's answer, until it is known what became of it. */
   #unanswered: { error: unknown } | undefined
 
-  constructor (core: Core<Tx, Options>, execution: Execution, progress: Progress, name: string, run: (tx: Tx) => Promise<string>, options: Options | undefined) {
+  constructor (
+    core: Core<Tx, Options>, execution: Execution, progress: Progress, name: string, run: (tx: Tx) => Promise<string>,
+    options: Options | undefined
+  ) {
     this.#core = core
     this.#execution = execution
     this.#progress = progress
@@ -308,7 +332,8 @@ class Once<Tx, Options> {
           return String((await database.query(tx, sql.read, [id, '']))[0]?.['token'])
         })
         if (other === undefined) return
-        // Set by an execution that is not an earlier one, as far as the attempts tell: a store that lost its keys counts anew.
+        // Set by an execution that is not an earlier one, as far as the attempts tell: a store that lost its keys
+        // counts anew.
         if (!await this.#execution.renew()) throw this.#lost()
         seen = other
       } catch (error) {

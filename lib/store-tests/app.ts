@@ -19,7 +19,9 @@ interface Answer { status: number, replayed: boolean, body: Buffer, several: str
 interface Setup { store: IdempotencyStore, storeTimeout?: number, pause?: boolean, route?: IdempotencyRouteOptions, handler?: (request: FastifyRequest, reply: FastifyReply) => unknown }
 
 const BYTES = Buffer.from(Array.from({ length: 100_000 }, (_, i) => i % 256))
-const succeed: NonNullable<Setup['handler']> = (_request, reply) => reply.code(201).header('x-several', ['a', 'b']).send(BYTES)
+const succeed: NonNullable<Setup['handler']> = (_request, reply) => reply.code(201).header(
+  'x-several', ['a', 'b']
+).send(BYTES)
 
 /** Runs the plugin on a store behind a real app: what clients see, also where the store fails. */
 export function storeAppTests ({ createStore, test, outage, storeTimeout = 1_000 }: StoreTestOptions): void {
@@ -43,7 +45,9 @@ export function storeAppTests ({ createStore, test, outage, storeTimeout = 1_000
   check('while the first runs, duplicates are told so', async store => {
     await withApp({ store, pause: true }, async ({ begin, post, runs, go }) => {
       const { first } = await begin('k')
-      for (const { status, code } of await Promise.all(Array.from({ length: 10 }, async () => await post('k')))) assert.deepEqual([status, code], [409, 'idempotency_in_progress'])
+      for (
+        const { status, code } of await Promise.all(Array.from({ length: 10 }, async () => await post('k')))
+      ) assert.deepEqual([status, code], [409, 'idempotency_in_progress'])
       go()
       assert.deepEqual(pick(await first), [201, false, 'a, b'])
       assert.deepEqual(pick(await post('k')), [201, true, 'a, b'])
@@ -63,7 +67,13 @@ export function storeAppTests ({ createStore, test, outage, storeTimeout = 1_000
   })
 
   check('a failure frees the key, and the retry is the next attempt', async store => {
-    await withApp({ store, handler (request, reply) { if (request.idempotency?.attempt === 1) throw new Error('on purpose'); return succeed(request, reply) } }, async ({ post, runs }) => {
+    await withApp({
+      store,
+      handler (request, reply) {
+        if (request.idempotency?.attempt === 1) throw new Error('on purpose')
+        return succeed(request, reply)
+      }
+    }, async ({ post, runs }) => {
       assert.equal((await post('k')).status, 500)
       assert.deepEqual(pick(await post('k')), [201, false, 'a, b'])
       assert.deepEqual(pick(await post('k')), [201, true, 'a, b'])
@@ -143,7 +153,13 @@ async function withApp (
     await app.listen({ port: 0, host: '127.0.0.1' })
     const { port } = app.server.address() as AddressInfo
     const post: App['post'] = async (key, body = { amount: 1 }) => {
-      const response = await fetch(`http://127.0.0.1:${port}/`, { method: 'POST', headers: { 'content-type': 'application/json', 'idempotency-key': key }, body: JSON.stringify(body) })
+      const response = await fetch(`http://127.0.0.1:${port}/`, {
+        method: 'POST',
+        headers: {
+          'content-type': 'application/json', 'idempotency-key': key
+        },
+        body: JSON.stringify(body)
+      })
       const bytes = Buffer.from(await response.arrayBuffer())
       const isError = response.headers.get('content-type')?.startsWith('application/json') === true
       return {

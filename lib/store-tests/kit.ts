@@ -55,7 +55,9 @@ export const TTL = 60_000
 export const LEASE = 10_000
 
 export const token = (name: string): string => name.padEnd(36, '.')
-export const claimOf = (name: string, more: Partial<StoreClaimRequest> = {}): StoreClaimRequest => ({ token: token(name), lease: LEASE, ttl: TTL, takeover: true, ...more })
+export const claimOf = (
+  name: string, more: Partial<StoreClaimRequest> = {}
+): StoreClaimRequest => ({ token: token(name), lease: LEASE, ttl: TTL, takeover: true, ...more })
 
 export const acquired = (attempt: number, takeover = false): StoreClaim => ({ outcome: 'acquired', attempt, takeover })
 export const held = (attempt: number, fingerprint = ''): StoreClaim => ({ outcome: 'held', attempt, fingerprint })
@@ -73,7 +75,11 @@ export const result: StoreOutcome = {
 export async function stampede (
   store: IdempotencyStore, key: string, more: Partial<StoreClaimRequest> = {}
 ): Promise<StoreClaim[]> {
-  return await Promise.all(Array.from({ length: 50 }, async (_, i) => await store.claim(key, claimOf(`stampede ${i}`, more))))
+  return await Promise.all(
+    Array.from({ length: 50 }, async (_, i) => await store.claim(key, claimOf(`stampede ${i}`, more)))
+  )
 }
 
-export const count = (claims: StoreClaim[], outcome: StoreClaim['outcome']): number => claims.filter(claim => claim.outcome === outcome).length
+export const count = (claims: StoreClaim[], outcome: StoreClaim['outcome']): number => claims.filter(
+  claim => claim.outcome === outcome
+).length

@@ -19,7 +19,9 @@ export function outageTests ({ check, advance, outage, storeTimeout }: Suite): v
       await Promise.all(operations.map(async operation => {
         const answer = (async () => await operation(store))()
         asked.push(answer)
-        const answered = await Promise.race([answer.then(value => inspect(value), () => 'nothing'), sleep(storeTimeout, 'nothing')])
+        const answered = await Promise.race(
+          [answer.then(value => inspect(value), () => 'nothing'), sleep(storeTimeout, 'nothing')]
+        )
         assert.equal(answered, 'nothing', `${String(operation)} answered while the store was cut off`)
       }))
       await meanwhile()
@@ -27,7 +29,10 @@ export function outageTests ({ check, advance, outage, storeTimeout }: Suite): v
       await end()
     }
     const ended = await Promise.race([Promise.allSettled(asked), sleep(storeTimeout)])
-    assert.ok(ended, `an operation has not ended ${storeTimeout} ms after the store was back: it would count as under way for ever`)
+    assert.ok(
+      ended,
+      `an operation has not ended ${storeTimeout} ms after the store was back: it would count as under way for ever`
+    )
   }
 
   check('cut off, no operation answers, and what was held or kept is so afterwards', async store => {

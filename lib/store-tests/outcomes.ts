@@ -6,7 +6,9 @@ import { claimOf, result, token, TTL, type Suite } from './kit.ts'
 export function outcomeTests ({ check }: Suite): void {
   check('a completed key answers every claim with the outcome, exactly', async store => {
     assert.deepEqual(await kept(store, result), result)
-    assert.deepEqual(await store.claim('k', claimOf('c', { takeover: false })), { outcome: 'completed', attempt: 1, result })
+    assert.deepEqual(
+      await store.claim('k', claimOf('c', { takeover: false })), { outcome: 'completed', attempt: 1, result }
+    )
   })
 
   check('a string body comes back as a string\'s', async store => {
@@ -18,7 +20,9 @@ export function outcomeTests ({ check }: Suite): void {
 
   check('a body of any bytes comes back as those, whatever its length', async store => {
     const all = Buffer.from(Array.from({ length: 256 }, (_, byte) => byte))
-    for (const body of [all, Buffer.alloc(0), Buffer.from('{}'), Buffer.alloc(1_048_576, all), Buffer.alloc(1_048_577, 'ü')]) {
+    for (const body of [
+      all, Buffer.alloc(0), Buffer.from('{}'), Buffer.alloc(1_048_576, all), Buffer.alloc(1_048_577, 'ü')
+    ]) {
       const outcome = await kept(store, { ...result, body })
       assert.ok(Buffer.isBuffer(outcome.body) && outcome.body.equals(body), `${body.length} bytes`)
       assert.equal(outcome.text, false)
@@ -35,16 +39,24 @@ export function outcomeTests ({ check }: Suite): void {
   check('headers of every shape come back, in their order', async store => {
     const headers: StoreOutcome['headers'] = [
       ['x-empty', ''], ['x-colon', 'a: b; c="d, e"'], ['x-tab', 'a\tb'], ['x-latin1', '\xa0\xe9\xff'],
-      ['x-field', 'x-other: b'], ['x-colons', ['a: b', ': ', ':', 'a:b']], ['x-blanks', '  a b\t '], ['x-blank', ' '], ['x-length', '5:hello'], ['x-end-latin1', 'caf\xe9 '],
+      ['x-field', 'x-other: b'], ['x-colons', ['a: b', ': ', ':', 'a:b']], ['x-blanks', '  a b\t '], ['x-blank', ' '], [
+        'x-length', '5:hello'
+      ], ['x-end-latin1', 'caf\xe9 '],
       ['x-quotes', '"a\\"b", \'c\''], ['x-number', ['0', '1']], ['x-long', 'v'.repeat(8_192)],
-      ['set-cookie', ['a=1; Path=/', 'b=2']], ['x-several', ['', 'a', '', 'a']], ['x-one', ['a']], ['__proto__', 'p'], ['constructor', 'c'],
+      ['set-cookie', ['a=1; Path=/', 'b=2']], [
+        'x-several', ['', 'a', '', 'a']
+      ], ['x-one', ['a']], ['__proto__', 'p'], ['constructor', 'c'],
       ...Array.from({ length: 100 }, (_, i): [string, string] => [`x-${i}`, String(i)])
     ]
     assert.deepEqual(linesOf(await kept(store, { ...result, headers })), linesOf({ headers }))
   })
 
   check('every status comes back as a number', async store => {
-    for (const status of [200, 204, 299, 301, 304, 400, 499, 500, 599, 999]) assert.equal((await kept(store, { ...result, status })).status, status)
+    for (const status of [200, 204, 299, 301, 304, 400, 499, 500, 599, 999]) {
+      assert.equal(
+        (await kept(store, { ...result, status })).status, status
+      )
+    }
   })
 
   check('an outcome that cannot be replayed, and an empty one, are kept as such', async store => {
@@ -58,7 +70,9 @@ export function outcomeTests ({ check }: Suite): void {
     const request = claimOf('a')
     await store.claim('k', request)
     Object.assign(request, { token: token('b'), lease: 0, ttl: 0 })
-    const given = (): StoreOutcome => ({ ...result, headers: [['x-one', 'a'], ['x-several', ['a', 'b']]], body: Buffer.from('before') })
+    const given = (): StoreOutcome => (
+      { ...result, headers: [['x-one', 'a'], ['x-several', ['a', 'b']]], body: Buffer.from('before') }
+    )
     const outcome = given()
     assert.equal(await store.complete('k', token('a'), outcome, TTL), true)
     spoil(outcome)

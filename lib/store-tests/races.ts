@@ -7,10 +7,18 @@ type Step = (store: IdempotencyStore, key: string) => Promise<unknown>
 const KEYS = Array.from({ length: 20 }, (_, i) => `k${i}`)
 const COMPLETED: StoreClaim = { outcome: 'completed', attempt: 1, result }
 
-const takeOver = async (store: IdempotencyStore, key: string): Promise<StoreClaim> => await store.claim(key, claimOf('b'))
-const complete = async (store: IdempotencyStore, key: string): Promise<boolean> => await store.complete(key, token('a'), result, TTL)
-const release = async (store: IdempotencyStore, key: string): Promise<boolean> => await store.release(key, token('a'), TTL, true)
-const renew = async (store: IdempotencyStore, key: string): Promise<boolean> => await store.renew(key, token('a'), LEASE, TTL, 'fp')
+const takeOver = async (
+  store: IdempotencyStore, key: string
+): Promise<StoreClaim> => await store.claim(key, claimOf('b'))
+const complete = async (store: IdempotencyStore, key: string): Promise<boolean> => await store.complete(
+  key, token('a'), result, TTL
+)
+const release = async (store: IdempotencyStore, key: string): Promise<boolean> => await store.release(
+  key, token('a'), TTL, true
+)
+const renew = async (store: IdempotencyStore, key: string): Promise<boolean> => await store.renew(
+  key, token('a'), LEASE, TTL, 'fp'
+)
 
 /** Two steps of one key that are under way together: each is atomic, so that the one or the other comes first. */
 export function raceTests ({ check, advance }: Suite): void {

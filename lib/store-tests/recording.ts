@@ -8,13 +8,17 @@ type Recorder = IdempotencyStore & Required<Pick<IdempotencyStore, 'record' | 'r
 const RECORDED: StoreRecording = { outcome: 'recorded' }
 const LOST: StoreRecording = { outcome: 'lost' }
 const known = (result: string | undefined): StoreRecording => ({ outcome: 'known', result })
-const bound = (attempt: number, takeover = false): StoreClaim => ({ outcome: 'acquired', attempt, takeover, fingerprint: 'fp' })
+const bound = (
+  attempt: number, takeover = false
+): StoreClaim => ({ outcome: 'acquired', attempt, takeover, fingerprint: 'fp' })
 const step = (name: string, result?: string): StoreStep => ({ name, result })
 const BINDING: StoreBinding = { fingerprint: 'fp', steps: [step('one', '"given"'), step('two')] }
 
 /** Steps: what is recorded under a key, for how long, and by whom. A store without them passes. */
 export function recordingTests ({ check, advance }: Suite): void {
-  const checkSteps = (name: string, run: (store: Recorder) => Promise<void>): void => check(`steps, where there are any: ${name}`, async store => {
+  const checkSteps = (
+    name: string, run: (store: Recorder) => Promise<void>
+  ): void => check(`steps, where there are any: ${name}`, async store => {
     assert.equal(store.record === undefined, store.recorded === undefined, 'a store has both of record and ' +
       'recorded, or none')
     if (store.record !== undefined) await run(store as Recorder)
@@ -44,8 +48,12 @@ export function recordingTests ({ check, advance }: Suite): void {
 
   checkSteps('names and results are any text, and as many and as long as may be', async store => {
     await store.claim('k', claimOf('a'))
-    const texts = ['', 'a', 'A', ' a', 'é', '😀', '__proto__', 'constructor', '\u0000\n":,{}', 'x'.repeat(30_000), 'ü'.repeat(10_000)]
-    const steps = [...texts.slice(1), ...Array.from({ length: 240 }, (_, i) => `step ${i}`)].map((name, i) => step(name.slice(0, 1_000), texts[i % texts.length]?.slice(0, i < 22 ? Infinity : 100)))
+    const texts = [
+      '', 'a', 'A', ' a', 'é', '😀', '__proto__', 'constructor', '\u0000\n":,{}', 'x'.repeat(30_000), 'ü'.repeat(10_000)
+    ]
+    const steps = [...texts.slice(1), ...Array.from({ length: 240 }, (_, i) => `step ${i}`)].map(
+      (name, i) => step(name.slice(0, 1_000), texts[i % texts.length]?.slice(0, i < 22 ? Infinity : 100))
+    )
     for (const { name, result } of steps) assert.deepEqual(await record(store, 'a', name, result), RECORDED)
     assert.deepEqual(await all(store), sorted(steps))
     for (const { name, result } of steps) assert.deepEqual(await record(store, 'a', name, 'other'), known(result))
@@ -60,7 +68,9 @@ export function recordingTests ({ check, advance }: Suite): void {
 
   checkSteps('of many results of one step at once exactly one stands, and all are told it', async store => {
     await store.claim('k', claimOf('a'))
-    const answers = await Promise.all(Array.from({ length: 20 }, async (_, i) => await record(store, 'a', 'one', String(i))))
+    const answers = await Promise.all(
+      Array.from({ length: 20 }, async (_, i) => await record(store, 'a', 'one', String(i)))
+    )
     const [{ result } = step('none')] = await all(store)
     assert.equal(answers.filter(({ outcome }) => outcome === 'recorded').length, 1)
     answers.forEach((answer, i) => assert.deepEqual(answer, String(i) === result ? RECORDED : known(result)))
@@ -84,7 +94,9 @@ export function recordingTests ({ check, advance }: Suite): void {
     assert.deepEqual(await record(store, 'b', 'one', '2'), known('1'))
     await record(store, 'b', 'two')
     await advance(90)
-    assert.deepEqual(await store.claim('k', claimOf('x', { takeover: false })), { outcome: 'abandoned', attempt: 2, fingerprint: 'fp' })
+    assert.deepEqual(
+      await store.claim('k', claimOf('x', { takeover: false })), { outcome: 'abandoned', attempt: 2, fingerprint: 'fp' }
+    )
     assert.deepEqual(await store.claim('k', claimOf('c')), bound(3, true))
     assert.deepEqual(await all(store), [step('one', '1'), step('two')])
     // An execution that was refused for its other body.
@@ -162,7 +174,9 @@ export function recordingTests ({ check, advance }: Suite): void {
     assert.deepEqual(await store.claim('k', claimOf('x')), held(1, 'fp'))
     assert.equal(await store.renew('k', token('a'), LEASE, TTL, 'other', true), true)
     assert.deepEqual(await record(store, 'a', 'two', '2', 'other'), LOST)
-    assert.equal(await store.release('k', token('a'), TTL, true, { fingerprint: 'other', steps: [step('three', '3')] }), true)
+    assert.equal(
+      await store.release('k', token('a'), TTL, true, { fingerprint: 'other', steps: [step('three', '3')] }), true
+    )
     assert.deepEqual(await store.claim('k', claimOf('b')), bound(2))
     assert.deepEqual(await all(store), [step('one', '1')])
   })
@@ -172,7 +186,11 @@ export function recordingTests ({ check, advance }: Suite): void {
     assert.equal(await store.renew('k', token('a'), 60, TTL, 'fp'), true)
     await advance(90)
     assert.deepEqual(await store.claim('k', claimOf('b', { lease: 60 })), acquired(2, true))
-    for (const fingerprint of ['fp', 'other', '']) assert.equal(await store.renew('k', token('b'), 60, TTL, fingerprint, true), true)
+    for (const fingerprint of ['fp', 'other', '']) {
+      assert.equal(
+        await store.renew('k', token('b'), 60, TTL, fingerprint, true), true
+      )
+    }
     await advance(90)
     assert.deepEqual(await store.claim('k', claimOf('c')), bound(3, true))
     assert.deepEqual(await store.recorded('k'), [])
@@ -193,7 +211,9 @@ export function recordingTests ({ check, advance }: Suite): void {
 
   checkSteps('a step and the outcome at once: the outcome stays', async store => {
     await alive(store, async (key, i) => {
-      const [recorded, kept] = await atOnce(i, async () => await store.record(key, token('a'), 'fp', 'one', '1'), async () => await store.complete(key, token('a'), result, TTL))
+      const [recorded, kept] = await atOnce(i, async () => await store.record(
+        key, token('a'), 'fp', 'one', '1'
+      ), async () => await store.complete(key, token('a'), result, TTL))
       assert.ok(kept && (recorded.outcome === 'recorded' || recorded.outcome === 'lost'))
       assert.deepEqual(await store.claim(key, claimOf('b')), { outcome: 'completed', attempt: 1, result })
     })
@@ -201,7 +221,9 @@ export function recordingTests ({ check, advance }: Suite): void {
 
   checkSteps('a step and the release at once: what was recorded is there', async store => {
     await alive(store, async (key, i) => {
-      const [recorded] = await atOnce(i, async () => await store.record(key, token('a'), 'fp', 'one', '1'), async () => await store.release(key, token('a'), TTL, true))
+      const [recorded] = await atOnce(i, async () => await store.record(
+        key, token('a'), 'fp', 'one', '1'
+      ), async () => await store.release(key, token('a'), TTL, true))
       const was = recorded.outcome === 'recorded'
       assert.deepEqual(await store.claim(key, claimOf('b')), was ? bound(2) : acquired(2))
       assert.deepEqual(await store.recorded(key), was ? [step('one', '1')] : [])
@@ -213,7 +235,9 @@ export function recordingTests ({ check, advance }: Suite): void {
     for (const key of keys) await store.claim(key, claimOf('a', { lease: 60 }))
     await advance(90)
     await Promise.all(keys.map(async (key, i) => {
-      const [recorded] = await atOnce(i, async () => await store.record(key, token('a'), 'fp', 'one', '1'), async () => await store.claim(key, claimOf('b')))
+      const [recorded] = await atOnce(i, async () => await store.record(
+        key, token('a'), 'fp', 'one', '1'
+      ), async () => await store.claim(key, claimOf('b')))
       assert.deepEqual(await store.recorded(key), recorded.outcome === 'recorded' ? [step('one', '1')] : [])
       assert.equal(await store.complete(key, token('b'), result, TTL), true)
     }))

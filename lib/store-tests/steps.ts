@@ -39,7 +39,9 @@ export function stepTests ({ check, advance }: Suite): void {
     await store.claim('k', claimOf('a'))
     for (const status of [201, 201, 202]) {
       assert.equal(await store.complete('k', token('a'), { ...result, status }, TTL), true)
-      assert.deepEqual(await store.claim('k', claimOf('b')), { outcome: 'completed', attempt: 1, result: { ...result, status } })
+      assert.deepEqual(
+        await store.claim('k', claimOf('b')), { outcome: 'completed', attempt: 1, result: { ...result, status } }
+      )
     }
   })
 
@@ -115,7 +117,9 @@ export function stepTests ({ check, advance }: Suite): void {
   })
 
   check('a removed key is absent: its late holder is refused, and may claim it anew', async store => {
-    for (const end of [async () => {}, async () => await store.complete('k', token('a'), result, TTL), async () => await store.release('k', token('a'), TTL, true)]) {
+    for (const end of [async () => {}, async () => await store.complete(
+      'k', token('a'), result, TTL
+    ), async () => await store.release('k', token('a'), TTL, true)]) {
       await store.claim('k', claimOf('a'))
       await end()
       assert.equal(await store.remove('k'), true)
@@ -132,9 +136,20 @@ export function stepTests ({ check, advance }: Suite): void {
   check('keys that differ in one character, or hold any byte, are different keys', async store => {
     const ascii = Array.from({ length: 128 }, (_, code) => `k${String.fromCharCode(code)}`)
     const long = 'l'.repeat(1_000)
-    const keys = [...ascii, '', 'k', ' k', '\u00e9', 'e\u0301', '\u{1f511}', '__proto__', 'constructor', '../k', 'k/../k', '%6b', `${long}1`, `${long}2`]
-    for (const [i, key] of keys.entries()) assert.deepEqual(await store.claim(key, claimOf(`t${i}`)), acquired(1), JSON.stringify(key))
-    for (const [i, key] of keys.entries()) assert.equal(await store.complete(key, token(`t${i}`), { ...result, body: Buffer.from(key) }, TTL), true, JSON.stringify(key))
+    const keys = [
+      ...ascii, '', 'k', ' k', '\u00e9', 'e\u0301', '\u{1f511}', '__proto__', 'constructor', '../k', 'k/../k', '%6b',
+      `${long}1`, `${long}2`
+    ]
+    for (const [i, key] of keys.entries()) {
+      assert.deepEqual(
+        await store.claim(key, claimOf(`t${i}`)), acquired(1), JSON.stringify(key)
+      )
+    }
+    for (const [i, key] of keys.entries()) {
+      assert.equal(
+        await store.complete(key, token(`t${i}`), { ...result, body: Buffer.from(key) }, TTL), true, JSON.stringify(key)
+      )
+    }
     for (const key of keys) {
       assert.equal(String((await store.read(key))?.result?.body), key)
       assert.equal(await store.remove(key), true)

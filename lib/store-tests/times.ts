@@ -71,7 +71,9 @@ export function timeTests ({ check, advance }: Suite): void {
     assert.deepEqual(await store.claim('k', claimOf('b')), held(1))
     await store.renew('k', token('a'), 30, TTL, '')
     await advance(60)
-    assert.deepEqual(await store.claim('k', claimOf('b', { takeover: false })), { outcome: 'abandoned', attempt: 1, fingerprint: '' })
+    assert.deepEqual(
+      await store.claim('k', claimOf('b', { takeover: false })), { outcome: 'abandoned', attempt: 1, fingerprint: '' }
+    )
   })
 
   check('attempts are counted through takeovers and freed failures, and told with the outcome', async store => {

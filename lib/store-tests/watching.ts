@@ -9,7 +9,9 @@ const QUIET_MS = 50
 /** Who waits for a key is told once it is no longer held. */
 export function watchTests (suite: Suite): void {
   const check = (name: string, run: (store: IdempotencyStore, watchers: Watchers) => Promise<void>): void => {
-    suite.check(name, async store => { if (store.watch !== undefined) await run(store, new Watchers(store, suite.storeTimeout)) })
+    suite.check(
+      name, async store => { if (store.watch !== undefined) await run(store, new Watchers(store, suite.storeTimeout)) }
+    )
   }
 
   check('watch, where there is one, calls once the key is no longer held, and not after it was ' +

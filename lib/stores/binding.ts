@@ -20,7 +20,9 @@ const BOUND = 'b'
 export function encodeBinding ({ fingerprint, steps }: StoreBinding): Buffer {
   const length = Buffer.alloc(2)
   length.writeUInt16BE(Buffer.byteLength(fingerprint))
-  const sections = steps.flatMap(({ name, result }) => section(result === undefined ? BEGUN : RESULT, name, result ?? ''))
+  const sections = steps.flatMap(
+    ({ name, result }) => section(result === undefined ? BEGUN : RESULT, name, result ?? '')
+  )
   return Buffer.concat([length, Buffer.from(fingerprint), ...(steps.length === 0 ? section(BOUND, '', '') : sections)])
 }
 

@@ -15,7 +15,9 @@ export interface IdempotencyStore {
    * Extends the lease to `lease` ms from now; keeps `fingerprint`, unless '', for duplicates to compare with.
    * `bind`: the key is bound to `fingerprint` from now on. A key that is bound already keeps its fingerprint.
    */
-  renew (key: string, token: string, lease: number, ttl: number, fingerprint: string, bind?: boolean): StoreAnswer<boolean>
+  renew (
+    key: string, token: string, lease: number, ttl: number, fingerprint: string, bind?: boolean
+  ): StoreAnswer<boolean>
   /**
    * Keeps the outcome for `ttl` ms from now. Repeating it with the same token replaces the outcome. What the key was
    * bound to, and its recorded steps, are dropped.
@@ -41,7 +43,9 @@ export interface IdempotencyStore {
    *
    * For `request.idempotency.step`, which rejects where a store has not both of `record` and `recorded`.
    */
-  record? (key: string, token: string, fingerprint: string, name: string, result: string | undefined): StoreAnswer<StoreRecording>
+  record? (
+    key: string, token: string, fingerprint: string, name: string, result: string | undefined
+  ): StoreAnswer<StoreRecording>
   /** All that is recorded under a key that is held or freed, in any order; else nothing. */
   recorded? (key: string): StoreAnswer<StoreStep[]>
   /**
@@ -139,7 +143,9 @@ const METHODS = ['claim', 'renew', 'complete', 'release', 'read', 'remove'] as c
 export function assertStore (store: unknown): asserts store is IdempotencyStore {
   for (const method of METHODS) {
     if (typeof (store as Record<string, unknown> | null)?.[method] !== 'function') {
-      throw new TypeError(`fastify-idempotency: option "store" must be an object of the store contract; it has no method "${method}"`)
+      throw new TypeError(
+        `fastify-idempotency: option "store" must be an object of the store contract; it has no method "${method}"`
+      )
     }
   }
 }

@@ -62,5 +62,7 @@ export class KeyTable<T extends Keyed<T>> {
 /** A key's end is a hash already (fingerprint.ts); keys of another form share buckets, at worst. */
 function bucketOf (storeKey: string): number {
   const { length } = storeKey
-  return (storeKey.charCodeAt(length - 1) + storeKey.charCodeAt(length - 2) * 31 + storeKey.charCodeAt(length - 3) * 997) & (BUCKETS - 1)
+  return (
+    storeKey.charCodeAt(length - 1) + storeKey.charCodeAt(length - 2) * 31 + storeKey.charCodeAt(length - 3) * 997
+  ) & (BUCKETS - 1)
 }

@@ -11,7 +11,9 @@ const FILES = ['stores', 'protocol', 'lifecycle', 'replay', 'registration', 'lea
 const run = async (files: string[], env: Record<string, string>, what: string): Promise<void> => {
   for (const file of files) {
     const path = fileURLToPath(new URL(`${file}.test.ts`, import.meta.url))
-    await t.spawn(process.execPath, [...loader, path], { env: { ...process.env, ...env } }, `${what}: ${basename(file)}`)
+    await t.spawn(
+      process.execPath, [...loader, path], { env: { ...process.env, ...env } }, `${what}: ${basename(file)}`
+    )
   }
 }
 

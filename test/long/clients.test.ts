@@ -35,7 +35,9 @@ interface Api extends TestApp {
 /** What the handler does first, with the number of its run. */
 type First = (run: number, reply: FastifyReply) => unknown
 
-async function startApi (t: Test, first: First = () => {}, options: FastifyIdempotencyOptions = {}, before: (app: FastifyInstance) => unknown = () => {}): Promise<Api> {
+async function startApi (t: Test, first: First = () => {}, options: FastifyIdempotencyOptions = {}, before: (
+  app: FastifyInstance
+) => unknown = () => {}): Promise<Api> {
   let runs = 0
   const app = await start(t, 'memory', {
     options,
@@ -50,7 +52,12 @@ async function startApi (t: Test, first: First = () => {}, options: FastifyIdemp
       }
     }
   })
-  return { ...app, runs: () => runs, url: `http://127.0.0.1:${app.port}/pay`, behind: async (...cuts) => `${await startEater(t, app.port, cuts)}/pay` }
+  return {
+    ...app,
+    runs: () => runs,
+    url: `http://127.0.0.1:${app.port}/pay`,
+    behind: async (...cuts) => `${await startEater(t, app.port, cuts)}/pay`
+  }
 }
 
 /** What it rejects with. */
@@ -121,7 +128,9 @@ for (const [name, pay] of Object.entries(CLIENTS)) {
   })
 
   t.test(`${name}: 503 and 429 are tried again, with the same key`, async t => {
-    const api = await startApi(t, (run, reply) => run < 3 ? reply.code(run === 1 ? 503 : 429).send({ error: 'not now' }) : undefined)
+    const api = await startApi(
+      t, (run, reply) => run < 3 ? reply.code(run === 1 ? 503 : 429).send({ error: 'not now' }) : undefined
+    )
     t.match(await pay(api.url, { amount: 1 }, randomUUID()), { status: 201, body: { run: 3 } })
   })
 
@@ -211,23 +220,34 @@ t.test('RetryAgent: a response cut within its body is asked for by Range, and ca
   }
   subscribe('fastify-idempotency:replayed', seen)
   t.teardown(() => unsubscribe('fastify-idempotency:replayed', seen))
-  const response = await request(await api.behind('within'), { method: 'POST', headers: { 'idempotency-key': key }, dispatcher })
+  const response = await request(
+    await api.behind('within'), { method: 'POST', headers: { 'idempotency-key': key }, dispatcher }
+  )
   t.equal(response.statusCode, 201)
-  await t.rejects(response.body.text(), { message: 'server does not support the range header and the payload was partially consumed' })
+  await t.rejects(
+    response.body.text(), { message: 'server does not support the range header and the payload was partially consumed' }
+  )
   t.match(ranges, [/^bytes=\d+-/])
   t.equal(api.runs(), 1)
 })
 
 /* stripe-node. */
 
-async function startStripe (t: Test, options: FastifyIdempotencyOptions = { errors: 'throw' }, first?: First): Promise<Api> {
+async function startStripe (
+  t: Test, options: FastifyIdempotencyOptions = { errors: 'throw' }, first?: First
+): Promise<Api> {
   return await startApi(t, first, options, app => {
     app.register(formbody)
     answerAsStripe(app)
   })
 }
 
-const form = { path: '/v1/charges', headers: { 'content-type': 'application/x-www-form-urlencoded', authorization: 'Bearer sk_test_example' } }
+const form = {
+  path: '/v1/charges',
+  headers: {
+    'content-type': 'application/x-www-form-urlencoded', authorization: 'Bearer sk_test_example'
+  }
+}
 
 t.test('stripe-node: one execution and its answer, though responses are lost', async t => {
   const api = await startStripe(t)
@@ -239,7 +259,9 @@ t.test('stripe-node: one execution and its answer, though responses are lost', a
 t.test('stripe-node: one execution without a key of yours too, but not when you make the call again', async t => {
   const api = await startStripe(t)
   const charge = { amount: 1, currency: 'eur' }
-  t.match((await stripeClient(await api.behind('before')).charges.create(charge)).lastResponse.headers, { 'idempotent-replayed': 'true' })
+  t.match((await stripeClient(await api.behind('before')).charges.create(charge)).lastResponse.headers, {
+    'idempotent-replayed': 'true'
+  })
   t.equal(api.runs(), 1)
   const stripe = stripeClient(await api.behind('within'))
   t.match(await failure(stripe.charges.create(charge)), { type: 'StripeConnectionError' })
@@ -273,7 +295,9 @@ t.test('stripe-node: waits for a first attempt that still runs, and gets its ans
 })
 
 for (const errors of ['throw', 'envelope'] as const) {
-  const outcome = errors === 'throw' ? 'an error, and not tried again' : 'tried again, and then taken for a success, unless it has a member `error`'
+  const outcome = errors === 'throw'
+    ? 'an error, and not tried again'
+    : 'tried again, and then taken for a success, unless it has a member `error`'
   t.test(`stripe-node: a mismatch is ${outcome}`, async t => {
     const api = await startStripe(t, { errors })
     const key = randomUUID()
@@ -284,10 +308,14 @@ for (const errors of ['throw', 'envelope'] as const) {
     t.teardown(() => unsubscribe('fastify-idempotency:mismatched', count))
     const stripe = stripeClient(api.url)
     if (errors === 'throw') {
-      t.match(await failure(payWithStripe(stripe, 1, key)), { type: 'StripeAPIError', rawType: 'idempotency_error', statusCode: 409, code: 'idempotency_key_mismatch' })
+      t.match(await failure(payWithStripe(stripe, 1, key)), {
+        type: 'StripeAPIError', rawType: 'idempotency_error', statusCode: 409, code: 'idempotency_key_mismatch'
+      })
       t.equal(refusals, 1)
     } else {
-      t.match(await stripe.charges.create({ amount: 1 }, { idempotencyKey: key, maxNetworkRetries: 1 }), { status: 'error', code: 'idempotency_key_mismatch' })
+      t.match(await stripe.charges.create({ amount: 1 }, { idempotencyKey: key, maxNetworkRetries: 1 }), {
+        status: 'error', code: 'idempotency_key_mismatch'
+      })
       t.equal(refusals, 2)
     }
     t.equal(api.runs(), 1)
@@ -307,7 +335,9 @@ interface Scripted {
   options: SendOptions
 }
 
-/** A server that answers as it is told, the last of it for ever. A silent attempt times out as soon as it has arrived. */
+/**
+ * A server that answers as it is told, the last of it for ever. A silent attempt times out as soon as it has arrived.
+ */
 async function scripted (t: Test, ...script: Script[]): Promise<Scripted> {
   const bodies: string[] = []
   const keys: unknown[] = []
@@ -372,7 +402,16 @@ t.test('fetch: waits as long as Retry-After says, in seconds and as a date, and 
 t.test('fetch: gives up rather than wait past its deadline', async t => {
   const { url, delays, options } = await scripted(t, 'cut', { status: 503, headers: { 'retry-after': '100' } })
   const error = await failure(send(url, {}, { ...options, deadline: 50_000, key: 'k' }))
-  t.match(error, { name: 'SendError', effect: 'unknown', key: 'k', attempts: 2, message: 'Gave up after 503 (attempts: 2, key: k). It may have taken effect: send it again with the same key, or look.' })
+  t.match(
+    error,
+    {
+      name: 'SendError',
+      effect: 'unknown',
+      key: 'k',
+      attempts: 2,
+      message: 'Gave up after 503 (attempts: 2, key: k). It may have taken effect: send it again with the same key, or look.'
+    }
+  )
   t.same(delays, [100])
 })
 
@@ -390,15 +429,21 @@ for (const [form, body] of Object.entries({
   t.test(`fetch: tells the refusals by their code (${form})`, async t => {
     const { url, options } = await scripted(t, { status: 409, body: body('idempotency_in_progress') }, ok)
     t.equal((await send(url, {}, options)).attempts, 2)
-    for (const [code, effect] of [['key_mismatch', 'none'], ['key_invalid', 'none'], ['key_missing', 'none'], ['outcome_unknown', 'unknown'], ['response_unavailable', 'done']]) {
+    for (const [code, effect] of [['key_mismatch', 'none'], ['key_invalid', 'none'], ['key_missing', 'none'], [
+      'outcome_unknown', 'unknown'
+    ], ['response_unavailable', 'done']]) {
       const refusing = await scripted(t, { status: 409, body: body(`idempotency_${code}`) })
-      t.match(await failure(send(refusing.url, {}, refusing.options)), { name: 'SendError', effect, attempts: 1, message: new RegExp(`Refused with 409 idempotency_${code}`) })
+      t.match(await failure(send(refusing.url, {}, refusing.options)), {
+        name: 'SendError', effect, attempts: 1, message: new RegExp(`Refused with 409 idempotency_${code}`)
+      })
     }
   })
 }
 
 t.test('fetch: an answer of the handler is an answer, whatever it says', async t => {
-  for (const step of [{ status: 409, body: '{"code":"sold_out"}' }, { status: 422, body: 'no JSON' }, { status: 303, headers: { location: '/elsewhere' } }, { status: 409, body: 'null' }]) {
+  for (const step of [{ status: 409, body: '{"code":"sold_out"}' }, { status: 422, body: 'no JSON' }, {
+    status: 303, headers: { location: '/elsewhere' }
+  }, { status: 409, body: 'null' }]) {
     const { url, options } = await scripted(t, step)
     t.match(await send(url, {}, options), { status: step.status, attempts: 1 })
   }
@@ -429,12 +474,16 @@ t.test('fetch: says whether the operation may have taken effect', async t => {
   const { port } = closed.address() as AddressInfo
   closed.close()
   await once(closed, 'close')
-  t.match(await failure(send(`http://127.0.0.1:${port}`, {}, { ...gone.options, deadline: 1_000 })), { effect: 'none', message: /Gave up after ECONNREFUSED/ })
+  t.match(await failure(send(`http://127.0.0.1:${port}`, {}, { ...gone.options, deadline: 1_000 })), {
+    effect: 'none', message: /Gave up after ECONNREFUSED/
+  })
 })
 
 t.test('fetch: an abort ends it before, in and between attempts', async t => {
   const { url, keys, options } = await scripted(t, 'cut')
-  const before = await send(url, {}, { ...options, signal: AbortSignal.abort(new Error('why')) }).catch((error: unknown) => error)
+  const before = await send(url, {}, { ...options, signal: AbortSignal.abort(new Error('why')) }).catch(
+    (error: unknown) => error
+  )
   t.match(before, { effect: 'none', attempts: 0, message: /^Aborted/, cause: { message: 'why' } })
   t.equal(keys.length, 0)
 
@@ -458,7 +507,9 @@ t.test('fetch: the real clock sleeps, and times out', async t => {
   const running = gate()
   const stuck = await startApi(t, async () => await running.promise)
   t.teardown(running.open)
-  t.match(await failure(send(stuck.url, {}, { attemptTimeout: 20, deadline: 20 })), { effect: 'unknown', message: /Gave up after timeout/ })
+  t.match(await failure(send(stuck.url, {}, { attemptTimeout: 20, deadline: 20 })), {
+    effect: 'unknown', message: /Gave up after timeout/
+  })
 })
 
 t.test('the demo survives a lost response, a 503 and a crash', async t => {
@@ -466,21 +517,35 @@ t.test('the demo survives a lost response, a 503 and a crash', async t => {
   t.teardown(() => demo.kill())
   const transcript = await text(demo.stdout)
   const [, lost = '', failed = '', crashed = ''] = transcript.split(/^(?=The )/m)
-  t.match(lost, /A runs the handler, attempt 1 of this key\n {2}attempt 1: UND_ERR_SOCKET.*\n {2}attempt 2: 201, replayed .*"attempt":1/)
+  t.match(
+    lost,
+    /A runs the handler, attempt 1 of this key\n {2}attempt 1: UND_ERR_SOCKET.*\n {2}attempt 2: 201, replayed .*"attempt":1/
+  )
   t.match(failed, /attempt 1: 503.*\n {2}A runs the handler, attempt 2 of this key\n {2}attempt 2: 201 .*"attempt":2/)
-  t.match(crashed, /A is killed \(SIGKILL\)\n {2}attempt 1: UND_ERR_SOCKET.*\n {2}attempt 2: 409 idempotency_in_progress.*\n(.*\n)* {2}B runs the handler, attempt 2 of this key\n {2}attempt \d: 201 .*"attempt":2/)
+  t.match(
+    crashed,
+    /A is killed \(SIGKILL\)\n {2}attempt 1: UND_ERR_SOCKET.*\n {2}attempt 2: 409 idempotency_in_progress.*\n(.*\n)* {2}B runs the handler, attempt 2 of this key\n {2}attempt \d: 201 .*"attempt":2/
+  )
 })
 
 t.test("the lines in the docs are the examples' own", async t => {
   const section = await readFile('docs/clients.md', 'utf8')
   // Each belongs to the file that was linked last.
   const snippets = section.split('```ts\n').slice(1).map((part, i, parts) => [
-    [...(i === 0 ? section : String(parts[i - 1])).split('```ts\n')[0]?.matchAll(/\]\(\.\.\/(examples\/client\/\w+\.ts)\)/g) ?? []].at(-1)?.[1],
+    [...(i === 0 ? section : String(parts[i - 1])).split('```ts\n')[0]?.matchAll(
+      /\]\(\.\.\/(examples\/client\/\w+\.ts)\)/g
+    ) ?? []].at(-1)?.[1],
     part.split('```')[0]
   ])
-  t.same(snippets.map(([file]) => file), ['send', 'got', 'axios', 'undici', 'stripe'].map(name => `examples/client/${name}.ts`))
+  t.same(snippets.map(([file]) => file), ['send', 'got', 'axios', 'undici', 'stripe'].map(
+    name => `examples/client/${name}.ts`
+  ))
   for (const [file, snippet] of snippets as Array<[string, string]>) {
     const source = (await readFile(file, 'utf8')).split('\n').map(line => line.trim())
-    for (const line of snippet.split('\n').map(line => line.trim()).filter(Boolean)) t.ok(source.includes(line), `${file}: ${line}`)
+    for (const line of snippet.split('\n').map(line => line.trim()).filter(Boolean)) {
+      t.ok(
+        source.includes(line), `${file}: ${line}`
+      )
+    }
   }
 })

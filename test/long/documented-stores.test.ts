@@ -27,7 +27,9 @@ async function write (name: string, mark: string): Promise<{ file: string, code:
 
 /** What the compiler says about a file under the project's own settings. */
 function complaints (file: string): string[] {
-  const { options } = ts.parseJsonConfigFileContent(ts.readConfigFile(`${root}tsconfig.json`, ts.sys.readFile).config, ts.sys, root)
+  const { options } = ts.parseJsonConfigFileContent(
+    ts.readConfigFile(`${root}tsconfig.json`, ts.sys.readFile).config, ts.sys, root
+  )
   const program = ts.createProgram([file], options)
   return ts.getPreEmitDiagnostics(program).map(({ messageText }) => ts.flattenDiagnosticMessageText(messageText, '\n'))
 }
@@ -52,9 +54,13 @@ t.test('the documented adapter for node-redis compiles, and RedisStore passes th
   t.same(complaints(file), [])
   const server = await startRedis()
   process.env['REDIS_URL'] = server.url
-  const { client, redis } = await import(pathToFileURL(file).href) as { client: { destroy: () => void, sendCommand: (command: string[]) => Promise<unknown> }, redis: RedisStoreClient }
+  const { client, redis } = await import(pathToFileURL(file).href) as {
+    client: { destroy: () => void, sendCommand: (command: string[]) => Promise<unknown> }, redis: RedisStoreClient
+  }
   t.teardown(async () => { client.destroy(); await server.stop() })
-  t.throws(() => new RedisStore(client as unknown as RedisStoreClient), /has no method "callBuffer"\. It looks like a client of node-redis/)
+  t.throws(() => new RedisStore(
+    client as unknown as RedisStoreClient
+  ), /has no method "callBuffer"\. It looks like a client of node-redis/)
   runSuite(t, async () => {
     await client.sendCommand(['FLUSHALL'])
     return new RedisStore(redis)

@@ -8,7 +8,9 @@ import { startProxy } from '../fixtures/proxy.ts'
 import { connect, startRedis, type RedisServer } from '../fixtures/redis.ts'
 
 /** A replica that `primary` counts as one: it may take a second from the first sync on. */
-async function replicaOf (t: Test, primary: number, way = primary): Promise<RedisServer & { client: Redis, isLinked: () => Promise<boolean> }> {
+async function replicaOf (t: Test, primary: number, way = primary): Promise<RedisServer & {
+  client: Redis, isLinked: () => Promise<boolean>
+}> {
   const server = await startRedis({ replicaOf: way })
   const client = connect(server.port)
   const above = connect(primary)
@@ -124,6 +126,8 @@ t.test('G1, G3: a Redis Cluster that promotes the replica of a killed primary by
   t.same([replay.text, replay.replayed, runs], [first.text, true, 1])
   t.equal((await post('new', '{}')).status, 503, 'the new primary has no replica')
 
-  const alone = await start(t, 'memory', { options: { store: new RedisStore(client, { minReplicas: 1 }) }, routes: app => app.post('/', async () => 'ok') })
+  const alone = await start(t, 'memory', {
+    options: { store: new RedisStore(client, { minReplicas: 1 }) }, routes: app => app.post('/', async () => 'ok')
+  })
   t.equal((await alone.post('k', '{}')).status, 503, 'a primary without a replica')
 })

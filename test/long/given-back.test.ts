@@ -63,7 +63,9 @@ t.test('G10: an outcome that Redis will never take, since it is too long, is kno
     }
   })
   t.equal((await post('k', '{}')).text.length, 2_097_152, 'it is sent all the same')
-  await until(async () => (await app.idempotency.inspect({ key: 'k' }).catch(() => undefined))?.state === 'completed', 'what is known of it')
+  await until(async () => (
+    await app.idempotency.inspect({ key: 'k' }).catch(() => undefined)
+  )?.state === 'completed', 'what is known of it')
   t.equal((await post('k', '{}')).json()['code'], 'idempotency_response_unavailable')
   t.equal(runs, 1)
   t.equal((await post('s', '{}', { path: '/small' })).text, 'small')

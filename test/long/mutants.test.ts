@@ -27,7 +27,11 @@ async function sources (where: string, ending: string): Promise<Map<string, stri
 function fileWith (files: Map<string, string>, isIn: (text: string) => boolean, what: string): string {
   const names = [...files].filter(([, text]) => isIn(text)).map(([name]) => name)
   const [name] = names
-  if (name === undefined || names.length > 1) throw new Error(`${what}: one file must have it, not ${names.join() || 'none'}`)
+  if (name === undefined || names.length > 1) {
+    throw new Error(
+    `${what}: one file must have it, not ${names.join() || 'none'}`
+    )
+  }
   return name
 }
 
@@ -40,7 +44,9 @@ function fileOfCode (code: string): string {
 /** Names of tests, each as far as it is written in the source: up to what is put in. */
 function namesIn (text: string): string[] {
   const calls = text.matchAll(/\bt\.test\((?:'((?:[^'\\]|\\.)*)'|"([^"]*)"|`([^`$]*))/g)
-  return [...calls].map(([, single = '', double = '', template = '']) => (single || double || template).replaceAll('\\', ''))
+  return [...calls].map(
+    ([, single = '', double = '', template = '']) => (single || double || template).replaceAll('\\', '')
+  )
 }
 
 function fileOfTest (name: string): string {

@@ -58,7 +58,9 @@ for (const neighbour of neighbours) {
 }
 
 /** The start-up warnings of an app that is built by `build`, with the routes that they name. */
-async function warningsOf (build: (app: FastifyInstance, register: (options?: FastifyIdempotencyOptions) => Promise<void>) => Promise<void>): Promise<Array<[string, string[] | undefined]>> {
+async function warningsOf (
+  build: (app: FastifyInstance, register: (options?: FastifyIdempotencyOptions) => Promise<void>) => Promise<void>
+): Promise<Array<[string, string[] | undefined]>> {
   const { logger, warnings } = listen()
   const app = Fastify({ logger })
   await build(app, async (options = {}) => { await app.register(idempotency, options) })
@@ -75,7 +77,9 @@ t.test('G12: a start-up warning tells once of @fastify/auth in a later stage tha
     await app.register(auth)
     for (const url of ['/a', '/b']) app.post(url, { preHandler: app.auth([handler]) }, handler)
     app.post('/early', { onRequest: app.auth([handler]) }, handler)
-    app.post('/tuned', { preValidation: [handler, app.auth([handler])], config: { idempotency: { hook: 'preValidation' } } }, handler)
+    app.post('/tuned', {
+      preValidation: [handler, app.auth([handler])], config: { idempotency: { hook: 'preValidation' } }
+    }, handler)
     app.get('/out', { preHandler: app.auth([handler]) }, handler)
   }
   const warnings = await warningsOf(async (app, register) => { await register(); await late(app) })
@@ -85,8 +89,12 @@ t.test('G12: a start-up warning tells once of @fastify/auth in a later stage tha
 })
 
 t.test('G12: a start-up warning tells of hooks that a later plugin has put behind the one that replays', async t => {
-  const limited = async (app: FastifyInstance): Promise<void> => { await app.register(rateLimit, { hook: 'preHandler' }) }
-  const build = (order: 'before' | 'after', hook: NonNullable<FastifyIdempotencyOptions['hook']>) => warningsOf(async (app, register) => {
+  const limited = async (app: FastifyInstance): Promise<void> => {
+    await app.register(rateLimit, { hook: 'preHandler' })
+  }
+  const build = (
+    order: 'before' | 'after', hook: NonNullable<FastifyIdempotencyOptions['hook']>
+  ) => warningsOf(async (app, register) => {
     if (order === 'before') await limited(app)
     await register({ hook })
     if (order === 'after') await limited(app)
@@ -132,6 +140,9 @@ t.test('the table in the docs is what these tests have shown', async t => {
   const text = readFileSync(page, 'utf8')
   const [shown = ''] = /(?<=<!-- neighbours -->\n)[^]*?(?=<!-- \/neighbours -->)/.exec(text) ?? []
   const made = `${table([...proven])}\n`
-  if (process.env.UPDATE_DOCS === '1') writeFileSync(page, text.replace(`<!-- neighbours -->\n${shown}<!--`, () => `<!-- neighbours -->\n${made}<!--`))
-  else t.same(shown.split('\n'), made.split('\n'), 'UPDATE_DOCS=1 npx tap test/long/neighbours.test.ts writes it')
+  if (process.env.UPDATE_DOCS === '1') {
+    writeFileSync(
+      page, text.replace(`<!-- neighbours -->\n${shown}<!--`, () => `<!-- neighbours -->\n${made}<!--`)
+    )
+  } else t.same(shown.split('\n'), made.split('\n'), 'UPDATE_DOCS=1 npx tap test/long/neighbours.test.ts writes it')
 })

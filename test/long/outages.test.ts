@@ -15,7 +15,11 @@ for (const answers of ['at once', 'later']) {
       if (found.outcome === 'completed') found.result.headers.push(['x-damaged', 'a\nb'])
       return found
     }
-    const options = { store: Object.assign(store, { claim: answers === 'later' ? async (...args: Parameters<typeof claim>) => damaged(...args) : damaged }) }
+    const options = {
+      store: Object.assign(
+        store, { claim: answers === 'later' ? async (...args: Parameters<typeof claim>) => damaged(...args) : damaged }
+      )
+    }
     const { post } = await start(t, 'memory', { options, routes: app => app.post('/', async () => 'once') })
     t.match(await post('k'), { status: 200 })
     t.match(await post('k'), { status: 500 })
@@ -33,11 +37,15 @@ for (const [what, fault] of [['fails', fails], ['hangs', hangs]] as const) {
       options: { store, storeTimeout: 20, retryAfter: '6.1s' },
       routes: app => {
         app.post('/', async () => ({ runs: ++runs }))
-        app.post('/bypass', { config: { idempotency: { onStoreError: 'bypass' } } }, async request => ({ runs: ++runs, idempotency: request.idempotency }))
+        app.post('/bypass', {
+          config: { idempotency: { onStoreError: 'bypass' } }
+        }, async request => ({ runs: ++runs, idempotency: request.idempotency }))
       }
     })
     const answer = await post('k', '{}')
-    t.same([answer.status, answer.json().code, answer.headers['retry-after']], [503, 'idempotency_store_unavailable', '7'])
+    t.same(
+      [answer.status, answer.json().code, answer.headers['retry-after']], [503, 'idempotency_store_unavailable', '7']
+    )
     t.equal(runs, 0)
     const { runs: bypassed, idempotency: seen } = (await post('k', '{}', { path: '/bypass' })).json()
     t.match([bypassed, seen], [1, { id: /^[0-9a-f]{40}$/, attempt: 1, replayed: false }])
@@ -96,7 +104,12 @@ t.test('G10: a claim granted after its deadline is given back', async t => {
   const late = gate()
   const faults: Faults = { claim: async () => await late.promise }
   const store = faulty(faults)
-  const { post, app } = await start(t, 'memory', { options: { store, storeTimeout: 20 }, routes: app => app.post('/', async request => ({ attempt: request.idempotency?.attempt })) })
+  const { post, app } = await start(t, 'memory', {
+    options: { store, storeTimeout: 20 },
+    routes: app => app.post(
+      '/', async request => ({ attempt: request.idempotency?.attempt })
+    )
+  })
   t.equal((await post('k', '{}')).status, 503)
   faults.claim = undefined
   late.open()
@@ -143,7 +156,12 @@ t.test('G10: the end of the response does not disturb the keeping in the backgro
     let tries = 0
     const once = (): void => { if (tries++ === 0) fails() }
     const store = faulty({ complete: once, release: once })
-    const { post, app } = await start(t, 'memory', { options: { store }, routes: app => app.post('/', async (_request, reply) => await reply.code(outcome === 'kept' ? 201 : 500).send(outcome)) })
+    const { post, app } = await start(t, 'memory', {
+      options: { store },
+      routes: app => app.post(
+        '/', async (_request, reply) => await reply.code(outcome === 'kept' ? 201 : 500).send(outcome)
+      )
+    })
     t.equal((await post('k', '{}')).text, outcome)
     await until(async () => (await app.idempotency.inspect({ key: 'k' }))?.state !== 'held', 'the second try')
     const step = outcome === 'kept' ? 'complete' : 'release'
@@ -169,11 +187,15 @@ t.test('G10: keeping in the background ends when the lease is truly lost, and no
   const faults: Faults = { complete: fails }
   const store = faulty(faults)
   const lost = listen(t, 'lease-lost')
-  const { post, app } = await start(t, 'memory', { options: { store, keyPrefix: '' }, routes: app => app.post('/', async () => 'ok') })
+  const { post, app } = await start(
+    t, 'memory', { options: { store, keyPrefix: '' }, routes: app => app.post('/', async () => 'ok') }
+  )
   await post('gone', '{}')
   await app.idempotency.forget({ key: 'gone' })
   delete faults.complete
-  await until(async () => (await app.idempotency.inspect({ key: 'gone' }))?.state === 'completed', 'the response is kept')
+  await until(
+    async () => (await app.idempotency.inspect({ key: 'gone' }))?.state === 'completed', 'the response is kept'
+  )
 
   faults.complete = fails
   await post('taken', '{}')
@@ -197,7 +219,9 @@ t.test('G10: a renewal that is answered after the end changes nothing', async t 
     before: app => { app.addContentTypeParser('text/lazy', (_request, _payload, done) => done(null)) },
     routes: app => app.post('/', async () => { await renewing.promise; return 'ok' })
   })
-  t.equal((await post('k', 'x'.repeat(500_000), { headers: { 'content-type': 'text/lazy', 'idempotency-key': 'k' } })).text, 'ok')
+  t.equal((
+    await post('k', 'x'.repeat(500_000), { headers: { 'content-type': 'text/lazy', 'idempotency-key': 'k' } })
+  ).text, 'ok')
   answer.open()
   await new Promise(resolve => setImmediate(resolve))
   t.equal(errors.length, 0)
@@ -206,12 +230,25 @@ t.test('G10: a renewal that is answered after the end changes nothing', async t 
 t.test('errors of a custom form and of the key option reach the client', async t => {
   const { post } = await start(t, 'memory', {
     routes: app => {
-      app.post('/key', { config: { idempotency: { key: async () => { throw new Error('no key today') } } } }, async () => 'ok')
-      app.post('/undefined', { config: { idempotency: { errors: (error: IdempotencyError) => { if (error.code === 'idempotency_key_invalid') return undefined; return error } } } }, async () => 'ok')
+      app.post(
+        '/key', { config: { idempotency: { key: async () => { throw new Error('no key today') } } } }, async () => 'ok'
+      )
+      app.post('/undefined', {
+        config: {
+          idempotency: {
+            errors: (error: IdempotencyError) => {
+              if (error.code === 'idempotency_key_invalid') return undefined
+              return error
+            }
+          }
+        }
+      }, async () => 'ok')
     }
   })
   t.match((await post('k', '{}', { path: '/key' })).json(), { statusCode: 500, message: 'no key today' })
-  t.same([(await post('', '{}', { path: '/undefined' })).status, (await post('', '{}', { path: '/undefined' })).text], [400, ''])
+  t.same([
+    (await post('', '{}', { path: '/undefined' })).status, (await post('', '{}', { path: '/undefined' })).text
+  ], [400, ''])
 })
 
 t.test('G10: Redis that is killed or frozen is a 503 within storeTimeout, and all is well once it is back', async t => {
@@ -220,7 +257,9 @@ t.test('G10: Redis that is killed or frozen is a 503 within storeTimeout, and al
   const client = connect(redis.port)
   t.teardown(() => client.disconnect())
   let runs = 0
-  const { post } = await start(t, 'memory', { options: { redis: client, storeTimeout: 300 }, routes: app => app.post('/', async () => ({ runs: ++runs })) })
+  const { post } = await start(t, 'memory', {
+    options: { redis: client, storeTimeout: 300 }, routes: app => app.post('/', async () => ({ runs: ++runs }))
+  })
   const first = await post('k', '{}')
   redis.process.kill('SIGSTOP')
   t.equal((await post('k', '{}')).status, 503)
@@ -237,21 +276,33 @@ t.test('G10: at most a thousand operations are left unanswered: no more are sent
   const late = gate()
   const faults: Faults = { claim: async () => await late.promise }
   const store = faulty(faults)
-  const { app, post } = await start(t, 'memory', { options: { store, storeTimeout: 20 }, routes: app => app.post('/', async () => 'ok') })
-  const flood = async (from: number, to: number) => await Promise.all(Array.from({ length: to - from }, async (_, i) => (await app.inject({ method: 'POST', url: '/', headers: { 'idempotency-key': `k${from + i}` } })).statusCode))
+  const { app, post } = await start(
+    t, 'memory', { options: { store, storeTimeout: 20 }, routes: app => app.post('/', async () => 'ok') }
+  )
+  const flood = async (from: number, to: number) => await Promise.all(
+    Array.from({ length: to - from }, async (_, i) => (
+      await app.inject({ method: 'POST', url: '/', headers: { 'idempotency-key': `k${from + i}` } })
+    ).statusCode)
+  )
   t.ok((await flood(0, 1_000)).every(status => status === 503))
   t.ok((await flood(1_000, 1_100)).every(status => status === 503))
   t.ok(store.calls.length < 1_020, 'but for one in each storeTimeout')
   delete faults.claim
   late.open()
   await until(async () => (await post('k', '{}')).text === 'ok', 'the store is back')
-  await until(async () => (await app.idempotency.inspect({ key: 'k0' }))?.state === 'freed', 'what was granted late is given back')
+  await until(
+    async () => (await app.idempotency.inspect({ key: 'k0' }))?.state === 'freed', 'what was granted late is given back'
+  )
 })
 
 t.test('G10: operations that were lost for good do not shut the store out once it answers again', async t => {
   const faults: Faults = { claim: hangs }
-  const { app, post } = await start(t, 'memory', { options: { store: faulty(faults), storeTimeout: 20 }, routes: app => app.post('/', async () => 'ok') })
-  await Promise.all(Array.from({ length: 1_000 }, async (_, i) => await app.inject({ method: 'POST', url: '/', headers: { 'idempotency-key': `k${i}` } })))
+  const { app, post } = await start(t, 'memory', {
+    options: { store: faulty(faults), storeTimeout: 20 }, routes: app => app.post('/', async () => 'ok')
+  })
+  await Promise.all(Array.from({ length: 1_000 }, async (_, i) => await app.inject(
+    { method: 'POST', url: '/', headers: { 'idempotency-key': `k${i}` } }
+  )))
   t.equal((await post('k', '{}')).status, 503)
   delete faults.claim
   await until(async () => (await post('k', '{}')).text === 'ok', 'the store is used again')
@@ -261,7 +312,9 @@ t.test('G10: operations that were lost for good do not shut the store out once i
 t.test('G10: a store that takes longer than the lease is a 503, not an endless claim', async t => {
   const store = faulty({ claim: async () => await new Promise(resolve => setTimeout(resolve, 150)) })
   let runs = 0
-  const { app, post } = await start(t, 'memory', { options: { store, lease: 120 }, routes: app => app.post('/', async () => ({ runs: ++runs })) })
+  const { app, post } = await start(
+    t, 'memory', { options: { store, lease: 120 }, routes: app => app.post('/', async () => ({ runs: ++runs })) }
+  )
   t.match((await post('k', '{}')).json(), { code: 'idempotency_store_unavailable' })
   t.same([store.calls.filter(name => name === 'claim').length, runs], [3, 0])
   await until(async () => (await app.idempotency.inspect({ key: 'k' }))?.state === 'freed', 'the key is given back')
@@ -283,7 +336,9 @@ t.test('G10: a claim that failed may have been granted all the same: it is given
     lost = false
     return fails()
   }
-  const { post } = await start(t, 'memory', { options: { store }, routes: app => app.post('/', async request => ({ attempt: request.idempotency?.attempt })) })
+  const { post } = await start(t, 'memory', {
+    options: { store }, routes: app => app.post('/', async request => ({ attempt: request.idempotency?.attempt }))
+  })
   t.equal((await post('k', '{}')).status, 503)
   t.same((await post('k', '{}')).json(), { attempt: 1 }, 'nothing was executed before')
 })
@@ -295,14 +350,18 @@ t.test('G10: outcomes that wait for the store are bounded: beyond 64 MiB without
   const { app, post } = await start(t, 'memory', {
     options: { store, maxResponseBytes: 8_388_608 },
     fastify: { bodyLimit: 80_000_000 },
-    before: app => { app.addContentTypeParser('text/upload', { parseAs: 'buffer' }, (_request, body, done) => done(null, body.length)) },
+    before: app => {
+      app.addContentTypeParser('text/upload', { parseAs: 'buffer' }, (_request, body, done) => done(null, body.length))
+    },
     routes: app => {
       app.post('/', async () => Buffer.alloc(8_388_608 - 5_000))
       app.post('/upload', async request => request.body)
     }
   })
   for (let i = 0; i < 9; i++) t.equal((await post(`k${i}`, '{}')).status, 200)
-  const upload = await post('large', Buffer.alloc(70_000_000), { path: '/upload', headers: { 'content-type': 'text/upload' } })
+  const upload = await post(
+    'large', Buffer.alloc(70_000_000), { path: '/upload', headers: { 'content-type': 'text/upload' } }
+  )
   t.equal(upload.text, '70000000', 'the response is sent in any case')
   t.equal(lost.length, 1)
   delete faults.complete
@@ -316,7 +375,12 @@ t.test('G10, G14: closing waits for what the store has not taken yet, but not fo
   for (const back of [true, false]) {
     const faults: Faults = { complete: fails }
     const store = faulty(faults)
-    const { app, post } = await start(t, 'memory', { options: { store, keyPrefix: '', closeTimeout: back ? 10_000 : 200 }, routes: app => app.post('/', async () => 'ok') })
+    const { app, post } = await start(t, 'memory', {
+      options: {
+        store, keyPrefix: '', closeTimeout: back ? 10_000 : 200
+      },
+      routes: app => app.post('/', async () => 'ok')
+    })
     await post('k', '{}')
     if (back) delete faults.complete
     await app.close()

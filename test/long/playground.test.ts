@@ -17,7 +17,9 @@ const browser = await chromium.launch({ executablePath: String(findChromium()), 
 t.teardown(async () => await browser.close())
 
 const NOT = 'The card was not charged.'
-const HELD_BY_DEAD = new RegExp(`^\\d B found the key held by A, which is dead, but its lease has not run out: 409, try again in 1 s. ${NOT} 409$`)
+const HELD_BY_DEAD = new RegExp(
+  `^\\d B found the key held by A, which is dead, but its lease has not run out: 409, try again in 1 s. ${NOT} 409$`
+)
 
 t.test('the example server prints what to try, and spawns nothing before the page is opened', async t => {
   t.match(server.output, 'curl -i http://127.0.0.1:')
@@ -40,7 +42,10 @@ t.test('G1, G3: a retry gets the same answer, here and elsewhere; another body d
   t.match(JSON.parse(body), { amount: 4200, status: 'paid' })
   t.same([await person.body(2), await person.body(3)], [body, body])
   t.match(JSON.parse(await person.body(4)), { code: 'idempotency_key_mismatch' })
-  t.match(await person.page.getByRole('status').innerText(), /^4\. A found the key used for another body/, 'a screen reader is told')
+  t.match(
+    await person.page.getByRole('status').innerText(), /^4\. A found the key used for another body/,
+    'a screen reader is told'
+  )
   t.match(await person.page.getByRole('img').getAttribute('aria-label'), '4 requests. Charged once.')
   await person.snap('retry')
   const key = await person.page.getByText(/^[\da-f-]{36}$/).innerText()
@@ -60,7 +65,12 @@ t.test('G1: a double click charges once', async t => {
     `${winner} took the key, ran the payment and charged the card. The answer is kept. 201`,
     `${loser} found the key held by ${winner}, which is still at work: 409, try again in 1 s. ${NOT} 409`
   ])
-  t.match(third, new RegExp(`^3 ${loser} found the key completed and sent ${winner}'s answer again. ${NOT} Same body as answer . byte for byte. 201 replayed$`.replace('. byte', '., byte')))
+  t.match(
+    third,
+    new RegExp(
+      `^3 ${loser} found the key completed and sent ${winner}'s answer again. ${NOT} Same body as answer . byte for byte. 201 replayed$`.replace('. byte', '., byte')
+    )
+  )
   t.same(await person.card(), ['Charged once.', `by ${winner} €42.00`])
   await person.snap('double')
   t.same(person.complaints, [])
@@ -76,7 +86,9 @@ t.test('G7: an answer that is lost on the way is sent again; by keyboard alone',
     seen.push(await focused())
     if (seen.length > 20) throw new Error(`never came to the button: ${seen.join()}`)
   }
-  t.same(seen, ['Pay', 'New payment', 'Retry', 'Retry elsewhere', 'Change the amount', 'Double click', 'Lose the answer'])
+  t.same(
+    seen, ['Pay', 'New payment', 'Retry', 'Retry elsewhere', 'Change the amount', 'Double click', 'Lose the answer']
+  )
   await page.keyboard.press('Enter')
   t.same(await person.sentences(2), [
     '1 A charged the card and answered, but the connection broke on the way back. The client does not know that it has paid. no answer',
@@ -86,7 +98,9 @@ t.test('G7: an answer that is lost on the way is sent again; by keyboard alone',
   t.equal(await focused(), 'Lose the answer', 'the focus stays where it was')
   t.same(await person.card(), ['Charged once.', 'by A €42.00'])
   for (let i = 0; i < 6; i++) await page.keyboard.press('Tab')
-  t.equal(await page.evaluate('document.activeElement.getAttribute("aria-label")'), 'Time line', 'the picture can be scrolled')
+  t.equal(
+    await page.evaluate('document.activeElement.getAttribute("aria-label")'), 'Time line', 'the picture can be scrolled'
+  )
   await page.keyboard.press('Tab')
   await page.keyboard.press('Enter')
   t.ok(await page.getByText('nothing: the connection broke').isVisible(), 'each request opens')
@@ -133,7 +147,9 @@ for (const [name, button, asks, sentences, card] of [
     for (const told of rest) t.match(told, HELD_BY_DEAD)
     t.same(await person.card(), card)
     const living = livingInstances(server)
-    t.same([living.length, living.filter(pid => pids.includes(pid)).length], [2, 1], 'a process has really died, and another has taken its place')
+    t.same([
+      living.length, living.filter(pid => pids.includes(pid)).length
+    ], [2, 1], 'a process has really died, and another has taken its place')
     for (const colorScheme of ['light', 'dark'] as const) {
       await person.page.emulateMedia({ colorScheme })
       t.same(await faint(person.page), [], `every text can be read (${colorScheme})`)
@@ -164,7 +180,9 @@ t.test('without a key every retry charges', async t => {
 t.test('on a phone', async t => {
   const person = await Person.open(t, browser, server.url, { viewport: { width: 360, height: 740 } })
   const { page } = person
-  for (const [scene, name] of [['lose', 'Lose the answer'], ['elsewhere', 'Retry elsewhere'], ['change', 'Change the amount']] as const) {
+  for (const [scene, name] of [
+    ['lose', 'Lose the answer'], ['elsewhere', 'Retry elsewhere'], ['change', 'Change the amount']
+  ] as const) {
     await person.press(name)
     t.same(await page.evaluate(`['#times', '[data-scene=${scene}]'].map(selector => {
       const element = document.querySelector(selector)
@@ -187,14 +205,23 @@ t.test('on a phone', async t => {
 
 t.test('one action stands out after each scene; what sends again waits for something that was sent', async t => {
   const person = await Person.open(t, browser, server.url)
-  const next = async (): Promise<string[]> => await person.page.evaluate('[...document.querySelectorAll("[data-next]")].map(({ id, dataset }) => dataset.scene ?? id)')
-  const isEnabled = async (name: string): Promise<boolean> => await person.page.getByRole('button', { name, exact: true }).isEnabled()
+  const next = async (): Promise<string[]> => await person.page.evaluate(
+    '[...document.querySelectorAll("[data-next]")].map(({ id, dataset }) => dataset.scene ?? id)'
+  )
+  const isEnabled = async (name: string): Promise<boolean> => await person.page.getByRole(
+    'button', { name, exact: true }
+  ).isEnabled()
   const again = ['Retry', 'Retry elsewhere', 'Change the amount']
   t.same(await Promise.all(again.map(isEnabled)), [false, false, false])
   await person.page.getByRole('button', { name: 'Retry', exact: true }).click({ force: true })
   t.same(await person.card(), ['Not charged yet.'], 'nothing was sent')
   t.same(await next(), ['pay'])
-  for (const [name, then] of [['Pay', 'retry'], ['Retry', 'elsewhere'], ['Retry elsewhere', 'change'], ['Change the amount', 'double'], ['Double click', 'lose'], ['Lose the answer', 'fail'], ['Let the server fail', 'before'], ['New payment', 'pay']] as const) {
+  for (
+    const [name, then] of [
+      ['Pay', 'retry'], ['Retry', 'elsewhere'], ['Retry elsewhere', 'change'], ['Change the amount', 'double'],
+      ['Double click', 'lose'], ['Lose the answer', 'fail'], ['Let the server fail', 'before'], ['New payment', 'pay']
+    ] as const
+  ) {
     await person.press(name)
     t.same(await next(), [then], name)
     t.same(await Promise.all(again.map(isEnabled)), Array(3).fill(name !== 'New payment'))

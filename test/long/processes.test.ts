@@ -19,30 +19,149 @@ type Fault = keyof typeof FAULTS
 
 const MATRIX: Array<Cell<Fault>> = [
   // the dead one's client | a retry at once | a retry after the lease | another
-  { fault: 'killed', step: 'before the claim', executions: ['other 1'], answers: ['none', '201 other 1', '201 other 1 replayed', '201 other 1 replayed'] },
-  { fault: 'killed', step: 'after the claim', executions: ['other 2'], answers: ['none', IN_PROGRESS, '201 other 2', '201 other 2 replayed'] },
-  { fault: 'killed', step: 'in the handler', executions: ['holder 1', 'other 2'], answers: ['none', IN_PROGRESS, '201 other 2', '201 other 2 replayed'] },
-  { fault: 'killed', step: 'before the keep', executions: ['holder 1', 'other 2'], answers: ['none', IN_PROGRESS, '201 other 2', '201 other 2 replayed'] },
-  { fault: 'killed', step: 'after the keep', executions: ['holder 1'], answers: ['none', '201 holder 1 replayed', '201 holder 1 replayed', '201 holder 1 replayed'] },
+  {
+    fault: 'killed',
+    step: 'before the claim',
+    executions: ['other 1'],
+    answers: [
+      'none', '201 other 1', '201 other 1 replayed', '201 other 1 replayed'
+    ]
+  },
+  {
+    fault: 'killed',
+    step: 'after the claim',
+    executions: ['other 2'],
+    answers: [
+      'none', IN_PROGRESS, '201 other 2', '201 other 2 replayed'
+    ]
+  },
+  {
+    fault: 'killed',
+    step: 'in the handler',
+    executions: ['holder 1', 'other 2'],
+    answers: [
+      'none', IN_PROGRESS, '201 other 2', '201 other 2 replayed'
+    ]
+  },
+  {
+    fault: 'killed',
+    step: 'before the keep',
+    executions: ['holder 1', 'other 2'],
+    answers: [
+      'none', IN_PROGRESS, '201 other 2', '201 other 2 replayed'
+    ]
+  },
+  {
+    fault: 'killed',
+    step: 'after the keep',
+    executions: ['holder 1'],
+    answers: [
+      'none', '201 holder 1 replayed', '201 holder 1 replayed', '201 holder 1 replayed'
+    ]
+  },
 
-  { fault: "killed, with abandoned: 'reject'", step: 'in the handler', executions: ['holder 1'], answers: ['none', IN_PROGRESS, UNKNOWN, UNKNOWN] },
+  {
+    fault: "killed, with abandoned: 'reject'",
+    step: 'in the handler',
+    executions: ['holder 1'],
+    answers: [
+      'none', IN_PROGRESS, UNKNOWN, UNKNOWN
+    ]
+  },
 
   // the other's client | the late one's client | a retry with the late one
-  { fault: 'frozen until the other is done', step: 'before the claim', executions: ['other 1'], answers: ['201 other 1', '201 other 1 replayed', '201 other 1 replayed'] },
-  { fault: 'frozen until the other is done', step: 'after the claim', executions: ['other 2'], answers: ['201 other 2', '201 other 2 replayed', '201 other 2 replayed'] },
-  { fault: 'frozen until the other is done', step: 'in the handler', executions: ['holder 1', 'other 2'], answers: ['201 other 2', '201 other 2 replayed', '201 other 2 replayed'] },
-  { fault: 'frozen until the other is done', step: 'before the keep', executions: ['holder 1', 'other 2'], answers: ['201 other 2', '201 other 2 replayed', '201 other 2 replayed'] },
-  { fault: 'frozen until the other is done', step: 'after the keep', executions: ['holder 1'], answers: ['201 holder 1 replayed', '201 holder 1', '201 holder 1 replayed'] },
+  {
+    fault: 'frozen until the other is done',
+    step: 'before the claim',
+    executions: ['other 1'],
+    answers: [
+      '201 other 1', '201 other 1 replayed', '201 other 1 replayed'
+    ]
+  },
+  {
+    fault: 'frozen until the other is done',
+    step: 'after the claim',
+    executions: ['other 2'],
+    answers: [
+      '201 other 2', '201 other 2 replayed', '201 other 2 replayed'
+    ]
+  },
+  {
+    fault: 'frozen until the other is done',
+    step: 'in the handler',
+    executions: ['holder 1', 'other 2'],
+    answers: [
+      '201 other 2', '201 other 2 replayed', '201 other 2 replayed'
+    ]
+  },
+  {
+    fault: 'frozen until the other is done',
+    step: 'before the keep',
+    executions: ['holder 1', 'other 2'],
+    answers: [
+      '201 other 2', '201 other 2 replayed', '201 other 2 replayed'
+    ]
+  },
+  {
+    fault: 'frozen until the other is done',
+    step: 'after the keep',
+    executions: ['holder 1'],
+    answers: [
+      '201 holder 1 replayed', '201 holder 1', '201 holder 1 replayed'
+    ]
+  },
 
   // the late one's client | the other's client | a retry with the late one
-  { fault: 'frozen until the other runs', step: 'before the claim', executions: ['other 1'], answers: [IN_PROGRESS, '201 other 1', '201 other 1 replayed'] },
-  { fault: 'frozen until the other runs', step: 'after the claim', executions: ['other 2'], answers: [IN_PROGRESS, '201 other 2', '201 other 2 replayed'] },
-  { fault: 'frozen until the other runs', step: 'in the handler', executions: ['holder 1', 'other 2'], answers: [IN_PROGRESS, '201 other 2', '201 other 2 replayed'] },
-  { fault: 'frozen until the other runs', step: 'before the keep', executions: ['holder 1', 'other 2'], answers: [IN_PROGRESS, '201 other 2', '201 other 2 replayed'] },
+  {
+    fault: 'frozen until the other runs',
+    step: 'before the claim',
+    executions: ['other 1'],
+    answers: [
+      IN_PROGRESS, '201 other 1', '201 other 1 replayed'
+    ]
+  },
+  {
+    fault: 'frozen until the other runs',
+    step: 'after the claim',
+    executions: ['other 2'],
+    answers: [
+      IN_PROGRESS, '201 other 2', '201 other 2 replayed'
+    ]
+  },
+  {
+    fault: 'frozen until the other runs',
+    step: 'in the handler',
+    executions: ['holder 1', 'other 2'],
+    answers: [
+      IN_PROGRESS, '201 other 2', '201 other 2 replayed'
+    ]
+  },
+  {
+    fault: 'frozen until the other runs',
+    step: 'before the keep',
+    executions: ['holder 1', 'other 2'],
+    answers: [
+      IN_PROGRESS, '201 other 2', '201 other 2 replayed'
+    ]
+  },
 
   // a retry after more than a lease | the holder's client | a retry
-  { fault: 'set a day ahead', step: 'in the handler', executions: ['holder 1'], answers: [IN_PROGRESS, '201 holder 1', '201 holder 1 replayed'] },
-  { fault: 'set a day back', step: 'in the handler', executions: ['holder 1'], answers: [IN_PROGRESS, '201 holder 1', '201 holder 1 replayed'] }
+  {
+    fault: 'set a day ahead',
+    step: 'in the handler',
+    executions: ['holder 1'],
+    answers: [
+      IN_PROGRESS, '201 holder 1', '201 holder 1 replayed'
+    ]
+  },
+  {
+    fault: 'set a day back',
+    step: 'in the handler',
+    executions: ['holder 1'],
+    answers: [
+      IN_PROGRESS, '201 holder 1', '201 holder 1 replayed'
+    ]
+  }
 ]
 
 const PROMISES: Record<Fault, string> = {
@@ -120,7 +239,9 @@ async function pairFor (fault: Fault): Promise<Pair> {
 
 for (const cell of MATRIX) {
   const { fault, step } = cell
-  t.test(`${PROMISES[fault]}: the holder is ${fault}, ${step}`, async t => await play(t, await pairFor(fault), cell, FAULTS[fault]))
+  t.test(`${PROMISES[fault]}: the holder is ${fault}, ${step}`, async t => await play(
+    t, await pairFor(fault), cell, FAULTS[fault]
+  ))
 }
 
 t.test('G1, G2, G3: two processes on one Redis: one execution of many at once, and its replay from the other', async t => {
@@ -131,10 +252,14 @@ t.test('G1, G2, G3: two processes on one Redis: one execution of many at once, a
   t.same([replay.status, replay.text, replay.replayed], [201, first.text, true])
   t.equal((await other.post('k', '{"amount":2}')).json().code, 'idempotency_key_mismatch')
 
-  const all = await Promise.all(Array.from({ length: 40 }, async (_, i) => await (i % 2 === 0 ? holder : other).post('race')))
+  const all = await Promise.all(
+    Array.from({ length: 40 }, async (_, i) => await (i % 2 === 0 ? holder : other).post('race'))
+  )
   const won = all.filter(({ status }) => status === 201)
   t.ok(won.length >= 1)
   t.equal(new Set(won.map(({ text }) => text)).size, 1)
   t.ok(all.every(({ status, json }) => status === 201 || json().code === 'idempotency_in_progress'))
-  t.equal((await Promise.all([holder, other].map(async instance => await instance.executionsOf('race')))).flat().length, 1)
+  t.equal(
+    (await Promise.all([holder, other].map(async instance => await instance.executionsOf('race')))).flat().length, 1
+  )
 })

@@ -43,7 +43,9 @@ const options = { maxRetriesPerRequest: 1, retryStrategy: () => 50 }
 const CLIENTS: Record<string, (port: number) => Client> = {
   'ioredis 6': connect,
   'ioredis 5': port => new Redis5(port, '127.0.0.1', options).on('error', () => {}),
-  'ioredis 5, enableAutoPipelining': port => new Redis5(port, '127.0.0.1', { ...options, enableAutoPipelining: true }).on('error', () => {}),
+  'ioredis 5, enableAutoPipelining': port => new Redis5(
+    port, '127.0.0.1', { ...options, enableAutoPipelining: true }
+  ).on('error', () => {}),
   iovalkey: port => new Valkey(port, '127.0.0.1', options).on('error', () => {})
 }
 

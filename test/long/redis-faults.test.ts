@@ -14,11 +14,46 @@ type Fault = keyof typeof FAULTS
 
 const MATRIX: Array<Cell<Fault>> = [
   // the first client | a retry with the other while Redis is down | once it is back | with the holder
-  { fault: 'dies, and comes back with its data', step: 'before the claim', executions: ['other 1'], answers: [UNAVAILABLE, UNAVAILABLE, '201 other 1', '201 other 1 replayed'] },
-  { fault: 'dies, and comes back with its data', step: 'after the claim', executions: ONCE, answers: ['201 holder 1', UNAVAILABLE, KEPT, KEPT] },
-  { fault: 'dies, and comes back with its data', step: 'in the handler', executions: ONCE, answers: ['201 holder 1', UNAVAILABLE, KEPT, KEPT] },
-  { fault: 'dies, and comes back with its data', step: 'before the keep', executions: ONCE, answers: ['201 holder 1', UNAVAILABLE, KEPT, KEPT] },
-  { fault: 'dies, and comes back with its data', step: 'after the keep', executions: ONCE, answers: ['201 holder 1', UNAVAILABLE, KEPT, KEPT] },
+  {
+    fault: 'dies, and comes back with its data',
+    step: 'before the claim',
+    executions: ['other 1'],
+    answers: [
+      UNAVAILABLE, UNAVAILABLE, '201 other 1', '201 other 1 replayed'
+    ]
+  },
+  {
+    fault: 'dies, and comes back with its data',
+    step: 'after the claim',
+    executions: ONCE,
+    answers: [
+      '201 holder 1', UNAVAILABLE, KEPT, KEPT
+    ]
+  },
+  {
+    fault: 'dies, and comes back with its data',
+    step: 'in the handler',
+    executions: ONCE,
+    answers: [
+      '201 holder 1', UNAVAILABLE, KEPT, KEPT
+    ]
+  },
+  {
+    fault: 'dies, and comes back with its data',
+    step: 'before the keep',
+    executions: ONCE,
+    answers: [
+      '201 holder 1', UNAVAILABLE, KEPT, KEPT
+    ]
+  },
+  {
+    fault: 'dies, and comes back with its data',
+    step: 'after the keep',
+    executions: ONCE,
+    answers: [
+      '201 holder 1', UNAVAILABLE, KEPT, KEPT
+    ]
+  },
 
   // the first client | a retry with the other | with the holder
   { fault: 'comes back empty', step: 'before the claim', executions: ONCE, answers: ['201 holder 1', KEPT, KEPT] },
@@ -26,25 +61,96 @@ const MATRIX: Array<Cell<Fault>> = [
   { fault: 'comes back empty', step: 'in the handler', executions: ONCE, answers: ['201 holder 1', KEPT, KEPT] },
   { fault: 'comes back empty', step: 'before the keep', executions: ONCE, answers: ['201 holder 1', KEPT, KEPT] },
   // What a Redis without persistence loses: the key starts anew.
-  { fault: 'comes back empty', step: 'after the keep', executions: ['holder 1', 'other 1'], answers: ['201 holder 1', '201 other 1', '201 other 1 replayed'] },
+  {
+    fault: 'comes back empty',
+    step: 'after the keep',
+    executions: ['holder 1', 'other 1'],
+    answers: [
+      '201 holder 1', '201 other 1', '201 other 1 replayed'
+    ]
+  },
 
-  // the same; Redis is down until the first client has its answer, and a retry comes once the holder has written it anew
-  { fault: 'comes back empty after the reply', step: 'after the claim', executions: ONCE, answers: ['201 holder 1', KEPT, KEPT] },
-  { fault: 'comes back empty after the reply', step: 'in the handler', executions: ONCE, answers: ['201 holder 1', KEPT, KEPT] },
-  { fault: 'comes back empty after the reply', step: 'before the keep', executions: ONCE, answers: ['201 holder 1', KEPT, KEPT] },
+  // the same; Redis is down until the first client has its answer, and a retry comes once the holder has written it
+  // anew
+  {
+    fault: 'comes back empty after the reply',
+    step: 'after the claim',
+    executions: ONCE,
+    answers: [
+      '201 holder 1', KEPT, KEPT
+    ]
+  },
+  {
+    fault: 'comes back empty after the reply',
+    step: 'in the handler',
+    executions: ONCE,
+    answers: [
+      '201 holder 1', KEPT, KEPT
+    ]
+  },
+  {
+    fault: 'comes back empty after the reply',
+    step: 'before the keep',
+    executions: ONCE,
+    answers: [
+      '201 holder 1', KEPT, KEPT
+    ]
+  },
 
   // the first client | a retry with the other | with the holder
   { fault: 'is flushed', step: 'after the claim', executions: ONCE, answers: ['201 holder 1', KEPT, KEPT] },
   { fault: 'is flushed', step: 'in the handler', executions: ONCE, answers: ['201 holder 1', KEPT, KEPT] },
   { fault: 'is flushed', step: 'before the keep', executions: ONCE, answers: ['201 holder 1', KEPT, KEPT] },
-  { fault: 'is flushed', step: 'after the keep', executions: ['holder 1', 'other 1'], answers: ['201 holder 1', '201 other 1', '201 other 1 replayed'] },
+  {
+    fault: 'is flushed',
+    step: 'after the keep',
+    executions: ['holder 1', 'other 1'],
+    answers: [
+      '201 holder 1', '201 other 1', '201 other 1 replayed'
+    ]
+  },
 
   // the first client | a retry with the other while Redis is frozen | once what came late is settled | with the holder
-  { fault: 'freezes for longer than storeTimeout', step: 'before the claim', executions: ['other 1'], answers: [UNAVAILABLE, UNAVAILABLE, '201 other 1', '201 other 1 replayed'] },
-  { fault: 'freezes for longer than storeTimeout', step: 'after the claim', executions: ONCE, answers: ['201 holder 1', UNAVAILABLE, KEPT, KEPT] },
-  { fault: 'freezes for longer than storeTimeout', step: 'in the handler', executions: ONCE, answers: ['201 holder 1', UNAVAILABLE, KEPT, KEPT] },
-  { fault: 'freezes for longer than storeTimeout', step: 'before the keep', executions: ONCE, answers: ['201 holder 1', UNAVAILABLE, KEPT, KEPT] },
-  { fault: 'freezes for longer than storeTimeout', step: 'after the keep', executions: ONCE, answers: ['201 holder 1', UNAVAILABLE, KEPT, KEPT] }
+  {
+    fault: 'freezes for longer than storeTimeout',
+    step: 'before the claim',
+    executions: ['other 1'],
+    answers: [
+      UNAVAILABLE, UNAVAILABLE, '201 other 1', '201 other 1 replayed'
+    ]
+  },
+  {
+    fault: 'freezes for longer than storeTimeout',
+    step: 'after the claim',
+    executions: ONCE,
+    answers: [
+      '201 holder 1', UNAVAILABLE, KEPT, KEPT
+    ]
+  },
+  {
+    fault: 'freezes for longer than storeTimeout',
+    step: 'in the handler',
+    executions: ONCE,
+    answers: [
+      '201 holder 1', UNAVAILABLE, KEPT, KEPT
+    ]
+  },
+  {
+    fault: 'freezes for longer than storeTimeout',
+    step: 'before the keep',
+    executions: ONCE,
+    answers: [
+      '201 holder 1', UNAVAILABLE, KEPT, KEPT
+    ]
+  },
+  {
+    fault: 'freezes for longer than storeTimeout',
+    step: 'after the keep',
+    executions: ONCE,
+    answers: [
+      '201 holder 1', UNAVAILABLE, KEPT, KEPT
+    ]
+  }
 ]
 
 interface Struck extends Stopped { redis: RedisServer }
@@ -107,14 +213,21 @@ const FAULTS = {
   }
 }
 
-/** A server per kind, and two instances on it. The barriers stand inside the store's operations, whose time matters only in the last. */
+/**
+ * A server per kind, and two instances on it. The barriers stand inside the store's operations, whose time matters only
+ * in the last.
+ */
 interface Stage { redis: RedisServer, pair: Pair }
 const stage = async (durable: boolean, storeTimeout: number): Promise<Stage> => {
   const redis = await startRedis({ durable })
   return { redis, pair: await instances(t, ['holder', 'other'], redis.port, { storeTimeout }) }
 }
 const [durable, volatile, impatient] = await Promise.all([stage(true, 30_000), stage(false, 30_000), stage(false, 300)])
-const stageOf = (fault: Fault): Stage => fault.startsWith('dies') ? durable : fault.startsWith('freezes') ? impatient : volatile
+const stageOf = (fault: Fault): Stage => fault.startsWith('dies')
+  ? durable
+  : fault.startsWith('freezes')
+    ? impatient
+    : volatile
 t.teardown(async () => { for (const { redis } of [durable, volatile, impatient]) await redis.stop() })
 
 async function restart (redis: RedisServer): Promise<void> {

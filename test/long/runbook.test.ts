@@ -5,7 +5,9 @@ import { readFile } from 'node:fs/promises'
 import type { FastifyInstance } from 'fastify'
 import Fastify from 'fastify'
 import t, { type Test } from 'tap'
-import idempotency, { IDEMPOTENCY_EVENTS, MemoryStore, RedisStore, type FastifyIdempotencyOptions, type IdempotencyEvent } from '../../lib/index.ts'
+import idempotency, {
+  IDEMPOTENCY_EVENTS, MemoryStore, RedisStore, type FastifyIdempotencyOptions, type IdempotencyEvent
+} from '../../lib/index.ts'
 import { gate, redisServer, start, stopRedis, until, type Mode, type TestApp } from '../fixtures/app.ts'
 import { fails, faulty } from '../fixtures/faulty.ts'
 import { Instance } from '../fixtures/instances.ts'
@@ -37,19 +39,25 @@ interface Logged extends TestApp {
   lines: Line[]
 }
 
-async function logged (t: Test, { mode = 'memory', options = {}, routes }: { mode?: Mode, options?: FastifyIdempotencyOptions, routes: (app: FastifyInstance) => unknown }): Promise<Logged> {
+async function logged (t: Test, { mode = 'memory', options = {}, routes }: {
+  mode?: Mode, options?: FastifyIdempotencyOptions, routes: (app: FastifyInstance) => unknown
+}): Promise<Logged> {
   const lines: Line[] = []
   const logger = { level: 'debug', stream: { write (line: string) { lines.push(JSON.parse(line) as Line) } } }
   const app = await start(t, mode, { fastify: { logger }, options, routes })
   return {
     ...app,
     lines,
-    story: key => lines.filter(({ event, idempotencyId }) => event !== undefined && keys.get(idempotencyId) === key).map(({ event, attempt }) => `${String(event)} ${String(attempt)}`),
+    story: key => lines.filter(
+      ({ event, idempotencyId }) => event !== undefined && keys.get(idempotencyId) === key
+    ).map(({ event, attempt }) => `${String(event)} ${String(attempt)}`),
     said: text => lines.filter(({ level, msg }) => level >= 40 && msg.includes(text))
   }
 }
 
-const charge = (app: FastifyInstance): unknown => app.post('/', async (_request, reply) => await reply.code(201).send({ charge: randomUUID() }))
+const charge = (app: FastifyInstance): unknown => app.post(
+  '/', async (_request, reply) => await reply.code(201).send({ charge: randomUUID() })
+)
 
 /* We charged someone twice. */
 
@@ -78,7 +86,9 @@ t.test('charged twice: no event for a request without a key, of a method or a ro
 
 t.test('charged twice: bypass says so in the log, with an event of its own', async t => {
   const faults = { claim: fails as (() => never) | undefined }
-  const { post, story, said } = await logged(t, { options: { store: faulty(faults), onStoreError: 'bypass' }, routes: charge })
+  const { post, story, said } = await logged(
+    t, { options: { store: faulty(faults), onStoreError: 'bypass' }, routes: charge }
+  )
   await post('k', '{}')
   faults.claim = undefined
   await post('k', '{}')
@@ -90,13 +100,19 @@ t.test('charged twice: a renewed token is another scope; inspect finds the key u
   const { post, story, app } = await logged(t, { routes: charge })
   for (const scope of ['Bearer old', 'Bearer new']) await post('k', '{}', { headers: { authorization: scope } })
   t.same(story('k'), ['executed 1', 'executed 1'])
-  for (const scope of ['Bearer old', 'Bearer new']) t.match(await app.idempotency.inspect({ scope, key: 'k' }), { state: 'completed', attempt: 1, status: 201, replayable: true })
+  for (const scope of ['Bearer old', 'Bearer new']) {
+    t.match(await app.idempotency.inspect({ scope, key: 'k' }), {
+      state: 'completed', attempt: 1, status: 201, replayable: true
+    })
+  }
   t.equal(await app.idempotency.inspect({ key: 'k' }), undefined)
 })
 
 t.test('charged twice: an expired key runs again with attempt 1', async t => {
   let now = 0
-  const { post, story } = await logged(t, { options: { store: new MemoryStore({ now: () => now }), ttl: 1_000 }, routes: charge })
+  const { post, story } = await logged(
+    t, { options: { store: new MemoryStore({ now: () => now }), ttl: 1_000 }, routes: charge }
+  )
   await post('k', '{}')
   now = 999
   await post('k', '{}')
@@ -106,7 +122,9 @@ t.test('charged twice: an expired key runs again with attempt 1', async t => {
 })
 
 t.test('charged twice: a record that was lost runs again with attempt 1: forgotten, pushed out, or never shared', async t => {
-  const { post, story, app } = await logged(t, { options: { store: new MemoryStore({ maxBytes: 1_000 }) }, routes: charge })
+  const { post, story, app } = await logged(
+    t, { options: { store: new MemoryStore({ maxBytes: 1_000 }) }, routes: charge }
+  )
   await post('k', '{}')
   t.equal(await app.idempotency.forget({ key: 'k' }), true)
   await post('k', '{}')
@@ -240,19 +258,27 @@ t.test('inspect in any process that has the Redis and the prefix', async t => {
   const { post } = await logged(t, { mode: 'redis', options: { keyPrefix: prefix }, routes: charge })
   await post('k', '{}', { headers: { authorization: 'Bearer t' } })
   const operator = await start(t, 'redis', { options: { keyPrefix: prefix }, routes: () => {} })
-  t.match(await operator.app.idempotency.inspect({ scope: 'Bearer t', key: 'k' }), { state: 'completed', attempt: 1, since: Date, until: Date, status: 201, replayable: true })
+  t.match(await operator.app.idempotency.inspect({ scope: 'Bearer t', key: 'k' }), {
+    state: 'completed', attempt: 1, since: Date, until: Date, status: 201, replayable: true
+  })
 })
 
 /* Every retry gets a 409. */
 
 t.test('409 in progress: while a handler runs, the lease that inspect tells moves on', async t => {
   const running = gate()
-  const { app, post } = await logged(t, { options: { lease: 120 }, routes: app => app.post('/', async () => { await running.promise; return 'done' }) })
+  const { app, post } = await logged(
+    t, { options: { lease: 120 }, routes: app => app.post('/', async () => { await running.promise; return 'done' }) }
+  )
   const first = post('k', '{}')
   await until(async () => await app.idempotency.inspect({ key: 'k' }) !== undefined, 'the key is held')
   const then = await app.idempotency.inspect({ key: 'k' })
-  await until(async () => Number((await app.idempotency.inspect({ key: 'k' }))?.until) > Number(then?.until), 'the lease is renewed')
-  t.match(await app.idempotency.inspect({ key: 'k' }), { state: 'held', attempt: 1, since: then?.since, status: undefined })
+  await until(async () => Number((
+    await app.idempotency.inspect({ key: 'k' })
+  )?.until) > Number(then?.until), 'the lease is renewed')
+  t.match(
+    await app.idempotency.inspect({ key: 'k' }), { state: 'held', attempt: 1, since: then?.since, status: undefined }
+  )
   t.match((await post('k', '{}')).json(), { code: 'idempotency_in_progress' })
   running.open()
   t.equal((await first).text, 'done')
@@ -303,7 +329,11 @@ t.test('409 mismatch: the message says whether body, method or URL differ; a mul
   t.same(story('k'), ['executed 1', 'mismatched 1', 'mismatched 1', 'mismatched 1', 'mismatched 1'])
   t.match(await app.idempotency.inspect({ key: 'k' }), { state: 'completed', attempt: 1 })
 
-  const form = async (boundary: string): Promise<boolean> => (await post('form', `--${boundary}\r\ncontent-disposition: form-data; name="a"\r\n\r\n1\r\n--${boundary}--\r\n`, { headers: { 'content-type': `multipart/form-data; boundary=${boundary}` } })).replayed
+  const form = async (boundary: string): Promise<boolean> => (
+    await post('form', `--${boundary}\r\ncontent-disposition: form-data; name="a"\r\n\r\n1\r\n--${boundary}--\r\n`, {
+      headers: { 'content-type': `multipart/form-data; boundary=${boundary}` }
+    })
+  ).replayed
   t.same([await form('one'), await form('other')], [false, true])
 
   await app.idempotency.forget({ key: 'k' })
@@ -387,14 +417,20 @@ t.test('forget while a handler runs: a retry runs beside it, and its client gets
 /* Sizing. */
 
 t.test('the table of memory is what its formula says, and the formula what was measured', async t => {
-  const [, memory, redis] = /about (\d+) bytes in the `MemoryStore`, (\d+) in Redis/.exec(section)?.map(Number) as [number, number, number]
+  const [, memory, redis] = /about (\d+) bytes in the `MemoryStore`, (\d+) in Redis/.exec(section)?.map(Number) as [
+    number, number, number
+  ]
   const response = Number(/response of (\d+) bytes/.exec(section)?.[1])
-  const rows = [...section.matchAll(/^\| ([\d,]+) \| (\d+) \| ([\d,]+) \| ([\d,]+) \|$/gm)].map(row => row.slice(1).map(cell => Number(cell.replaceAll(',', ''))))
+  const rows = [...section.matchAll(/^\| ([\d,]+) \| (\d+) \| ([\d,]+) \| ([\d,]+) \|$/gm)].map(
+    row => row.slice(1).map(cell => Number(cell.replaceAll(',', '')))
+  )
   t.equal(rows.length, 6)
   for (const [keys = 0, days = 0, ...megabytes] of rows) {
     t.same(megabytes, [memory, redis].map(beside => Math.round(keys * days * (response + beside) / 1e6)))
   }
-  const measured = [...(await readFile('benchmarks/results/tables.md', 'utf8')).matchAll(/^\| (memory|Redis) \| [\d,]+ \| 300 B[^|]*\| \d+ \| \d+ \| (\d+) \|/gm)]
+  const measured = [...(await readFile('benchmarks/results/tables.md', 'utf8')).matchAll(
+    /^\| (memory|Redis) \| [\d,]+ \| 300 B[^|]*\| \d+ \| \d+ \| (\d+) \|/gm
+  )]
   t.equal(measured.length, 6)
   for (const [line, store, beside] of measured) {
     const said = store === 'memory' ? memory : redis

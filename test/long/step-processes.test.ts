@@ -68,13 +68,47 @@ MATRIX.push(
   { fault: 'frozen', step: 'between two steps', executions: BOTH, answers: LATE, asked: once },
   { fault: 'frozen', step: 'after the last step', executions: BOTH, answers: LATE, asked: once },
   // With `interrupted` the provider is asked whether it knows the key.
-  { fault: 'killed', step: 'before the step', path: '/interrupted', executions: BOTH, answers: TAKEN_OVER, asked: once },
-  { fault: 'killed', step: 'in the step', path: '/interrupted', executions: BOTH, answers: TAKEN_OVER, asked: 'look-up 1, charge 1, mail 1' },
-  { fault: 'killed', step: 'done, not recorded', path: '/interrupted', executions: BOTH, answers: TAKEN_OVER, asked: 'charge 1, look-up 1, mail 1' },
-  { fault: 'killed', step: 'between two steps', path: '/interrupted', executions: BOTH, answers: TAKEN_OVER, asked: once },
+  {
+    fault: 'killed', step: 'before the step', path: '/interrupted', executions: BOTH, answers: TAKEN_OVER, asked: once
+  },
+  {
+    fault: 'killed',
+    step: 'in the step',
+    path: '/interrupted',
+    executions: BOTH,
+    answers: TAKEN_OVER,
+    asked: 'look-up 1, charge 1, mail 1'
+  },
+  {
+    fault: 'killed',
+    step: 'done, not recorded',
+    path: '/interrupted',
+    executions: BOTH,
+    answers: TAKEN_OVER,
+    asked: 'charge 1, look-up 1, mail 1'
+  },
+  {
+    fault: 'killed', step: 'between two steps', path: '/interrupted', executions: BOTH, answers: TAKEN_OVER, asked: once
+  },
   // The first client, a retry with the other, one with the holder. The execution that lives writes its steps again.
-  { fault: 'flushed', step: 'between two steps', executions: BOTH, answers: [IN_PROGRESS, ...AFTER], asked: 'charge 1, mail 2' },
-  { fault: 'stopped', step: 'between two steps', executions: BOTH, answers: ['503 idempotency_store_unavailable', ...AFTER], asked: 'charge 1, mail 2' }
+  {
+    fault: 'flushed',
+    step: 'between two steps',
+    executions: BOTH,
+    answers: [
+      IN_PROGRESS, ...AFTER
+    ],
+    asked: 'charge 1, mail 2'
+  },
+  {
+    fault: 'stopped',
+    step: 'between two steps',
+    executions: BOTH,
+    answers: [
+      '503 idempotency_store_unavailable', ...AFTER
+    ],
+    asked: 'charge 1, mail 2'
+  }
 )
 
 const provider = new Provider()
@@ -101,7 +135,11 @@ async function pairFor (fault: Fault): Promise<Pair> {
 }
 
 const usable = async ({ holder, other }: Pair): Promise<void> => {
-  for (const instance of [holder, other]) await until(async () => await instance.state('none') === 'absent', 'a connection to Redis')
+  for (const instance of [holder, other]) {
+    await until(
+      async () => await instance.state('none') === 'absent', 'a connection to Redis'
+    )
+  }
 }
 
 for (const cell of MATRIX) {

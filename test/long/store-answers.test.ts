@@ -7,7 +7,9 @@ import { gate, redisServer, start, stopRedis, STORES, until } from '../fixtures/
 import { listen } from '../fixtures/faulty.ts'
 import { wrapped } from '../fixtures/wrapped-store.ts'
 
-/** Stores that answer what the contract does not know, or late: nothing runs on the strength of it, and nothing breaks. */
+/**
+ * Stores that answer what the contract does not know, or late: nothing runs on the strength of it, and nothing breaks.
+ */
 
 t.teardown(stopRedis)
 
@@ -47,7 +49,9 @@ for (const mode of STORES) {
         let runs = 0
         let next: unknown
         const options = await wrapped(mode, () => ({ claim: () => answer(next) as never }))
-        const { post } = await start(t, mode, { options: { ...options, onStoreError }, routes: app => app.post('/', async () => `run ${++runs}`) })
+        const { post } = await start(
+          t, mode, { options: { ...options, onStoreError }, routes: app => app.post('/', async () => `run ${++runs}`) }
+        )
         for (const [what, claim] of Object.entries(CLAIMS)) {
           next = claim
           t.match(await post(what, '{}'), { status: 503 }, what)
@@ -141,7 +145,9 @@ for (const mode of STORES) {
         return await inner.renew(...args)
       }
     }))
-    const { post } = await start(t, mode, { options: { ...options, lease: 100, storeTimeout: 10_000 }, routes: app => app.post('/', async () => 'once') })
+    const { post } = await start(t, mode, {
+      options: { ...options, lease: 100, storeTimeout: 10_000 }, routes: app => app.post('/', async () => 'once')
+    })
     const first = post('k', '{}')
     await asked.promise
     await sleep(300)
@@ -177,7 +183,9 @@ t.test('G1, G4: a client that gives numbers as text is understood', async t => {
 })
 
 /** The calls to a store of which the test says whether it answers. */
-function counted (ms: number): { ask: () => Promise<string>, answer: (how: 'never' | 'at once' | 'later') => void, sent: () => number } {
+function counted (ms: number): {
+  ask: () => Promise<string>, answer: (how: 'never' | 'at once' | 'later') => void, sent: () => number
+} {
   let how = 'never'
   let sent = 0
   const remove = (): boolean | Promise<boolean> => {
@@ -186,7 +194,9 @@ function counted (ms: number): { ask: () => Promise<string>, answer: (how: 'neve
     return how === 'later' ? Promise.resolve(true) : new Promise(() => {})
   }
   const calls = new StoreCalls({ remove } as unknown as IdempotencyStore, ms)
-  const ask = async (): Promise<string> => await new Promise(resolve => { calls.remove('k', error => { resolve(error === null ? 'answered' : String(error)) }) })
+  const ask = async (): Promise<string> => await new Promise(
+    resolve => { calls.remove('k', error => { resolve(error === null ? 'answered' : String(error)) }) }
+  )
   return { ask, answer: given => { how = given }, sent: () => sent }
 }
 

@@ -11,7 +11,9 @@ import { remote, SOUND, UNSOUND } from '../fixtures/remote-store.ts'
 /** The names of the tests that fail, of all or of one. */
 async function failures (options: Omit<StoreTestOptions, 'test'>, only?: string): Promise<string[]> {
   const tests: Array<[name: string, run: () => Promise<void>]> = []
-  const test = (name: string, run: () => Promise<void>): void => { if (only === undefined || name === only) tests.push([name, run]) }
+  const test = (name: string, run: () => Promise<void>): void => {
+    if (only === undefined || name === only) tests.push([name, run])
+  }
   storeTests({ ...options, test })
   storeAppTests({ ...options, test })
   const failed: string[] = []

@@ -21,7 +21,9 @@ export interface DrizzleSql {
  * Transactions of Drizzle; `work` gets its transaction. `sql` is that of drizzle-orm, which statements are made of.
  * Options: Drizzle's own configuration of a transaction.
  */
-export function viaDrizzle<Tx extends DrizzleTx, Config> (db: DrizzleDb<Tx, Config>, sql: DrizzleSql): Database<Tx, Config> {
+export function viaDrizzle<Tx extends DrizzleTx, Config> (
+  db: DrizzleDb<Tx, Config>, sql: DrizzleSql
+): Database<Tx, Config> {
   const closed = new ClosedTransactions<Tx>()
   return {
     async transaction (work, config) {

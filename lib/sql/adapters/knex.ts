@@ -13,7 +13,9 @@ export interface KnexTransactionOptions {
 
 /** As much of Knex as is used. */
 export interface KnexDb<Tx> {
-  transaction<T> (work: (tx: Tx) => Promise<T>, options?: { isolationLevel?: 'read committed' | 'repeatable read' | 'serializable' }): Promise<T>
+  transaction<T> (
+    work: (tx: Tx) => Promise<T>, options?: { isolationLevel?: 'read committed' | 'repeatable read' | 'serializable' }
+  ): Promise<T>
 }
 
 /** Transactions of Knex; `work` gets its transaction. */

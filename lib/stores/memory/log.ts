@@ -138,7 +138,11 @@ export class Log {
     const textsEnd = HEAD + Buffer.byteLength(texts)
     const length = textsEnd + (typeof body === 'object' ? body.length : 0)
     if (length + SLOT_BYTES > this.#maxBytes) {
-      if (outcome?.replayable === true) return this.append(key, token, since, attempt, { ...outcome, replayable: false, headers: [], body: '' })
+      if (outcome?.replayable === true) {
+        return this.append(
+          key, token, since, attempt, { ...outcome, replayable: false, headers: [], body: '' }
+        )
+      }
       if (binding !== undefined) return this.append(key, token, since, attempt, undefined)
     }
     const segment = this.#room(length)

@@ -1,4 +1,6 @@
-import type { StoreBinding, StoreClaim, StoreClaimRequest, StoreEntry, StoreOutcome, StoreRecording, StoreStep, IdempotencyStore } from '../contract.ts'
+import type {
+  StoreBinding, StoreClaim, StoreClaimRequest, StoreEntry, StoreOutcome, StoreRecording, StoreStep, IdempotencyStore
+} from '../contract.ts'
 import { KeyTable } from '../../util/key-table.ts'
 import { Log, LOG_BYTES, type Ended } from './log.ts'
 
@@ -68,7 +70,11 @@ export class MemoryStore implements IdempotencyStore {
   }
 
   claim (key: string, { token, lease, ttl, takeover }: StoreClaimRequest): StoreClaim {
-    if (key.length + token.length > MAX_KEY_LENGTH) throw new RangeError(`MemoryStore: key and token may have ${MAX_KEY_LENGTH} characters, got ${key.length + token.length}`)
+    if (key.length + token.length > MAX_KEY_LENGTH) {
+      throw new RangeError(
+      `MemoryStore: key and token may have ${MAX_KEY_LENGTH} characters, got ${key.length + token.length}`
+      )
+    }
     const now = this.#now()
     let attempt = 1
     let takenOver = false
@@ -138,14 +144,24 @@ export class MemoryStore implements IdempotencyStore {
     const held = this.#held.get(key)
     if (held === undefined || held.until <= now) return { outcome: 'lost' }
     const { steps = [] } = held
-    const takes = held.token === token ? held.steps === undefined || held.fingerprint === fingerprint : result !== undefined && held.fingerprint === fingerprint
+    const takes = held.token === token
+      ? held.steps === undefined || held.fingerprint === fingerprint
+      : result !== undefined && held.fingerprint === fingerprint
     if (!takes) return { outcome: 'lost' }
     const step = { name, result }
     const at = steps.findIndex(({ name: other }) => other === name)
     const known = steps[at]
-    if (known !== undefined && (known.result !== undefined || result === undefined)) return { outcome: 'known', result: known.result }
+    if (known !== undefined && (known.result !== undefined || result === undefined)) {
+      return {
+        outcome: 'known', result: known.result
+      }
+    }
     const bytes = stepBytes(step) - (known === undefined ? 0 : stepBytes(known))
-    if (this.#stepBytes + bytes > this.#maxBytes) throw new RangeError(`MemoryStore: the steps of held keys would take more than maxBytes, ${this.#maxBytes}`)
+    if (this.#stepBytes + bytes > this.#maxBytes) {
+      throw new RangeError(
+      `MemoryStore: the steps of held keys would take more than maxBytes, ${this.#maxBytes}`
+      )
+    }
     if (known === undefined) steps.push(step)
     else steps[at] = step
     held.fingerprint = fingerprint
@@ -172,7 +188,9 @@ export class MemoryStore implements IdempotencyStore {
     this.#watchers.set(key, watchers.add(changed))
     return () => {
       // The key may have been ended and taken again since: those who wait for its new holder are others.
-      if (watchers.delete(changed) && watchers.size === 0 && this.#watchers.get(key) === watchers) this.#watchers.delete(key)
+      if (
+        watchers.delete(changed) && watchers.size === 0 && this.#watchers.get(key) === watchers
+      ) this.#watchers.delete(key)
     }
   }
 
@@ -283,7 +301,11 @@ export class MemoryStore implements IdempotencyStore {
 }
 
 function acquired ({ attempt, fingerprint, steps }: Held, takeover: boolean): StoreClaim {
-  return steps === undefined ? { outcome: 'acquired', attempt, takeover } : { outcome: 'acquired', attempt, takeover, fingerprint }
+  return steps === undefined
+    ? { outcome: 'acquired', attempt, takeover }
+    : {
+        outcome: 'acquired', attempt, takeover, fingerprint
+      }
 }
 
 function bindingOf ({ fingerprint, steps }: Held): StoreBinding | undefined {

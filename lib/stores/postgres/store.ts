@@ -73,7 +73,9 @@ export class PostgresStore implements IdempotencyStore {
     throw new Error(`PostgresStore: others were quicker ${MAX_ROUNDS} times`)
   }
 
-  async renew (key: string, token: string, lease: number, ttl: number, fingerprint: string, bind = false): Promise<boolean> {
+  async renew (
+    key: string, token: string, lease: number, ttl: number, fingerprint: string, bind = false
+  ): Promise<boolean> {
     return await this.#run('renew', [stored(key), token, lease, ttl, fingerprint, bind]) !== undefined
   }
 
@@ -85,12 +87,16 @@ export class PostgresStore implements IdempotencyStore {
 
   async release (key: string, token: string, ttl: number, executed: boolean, binding?: StoreBinding): Promise<boolean> {
     const steps = binding === undefined ? '' : JSON.stringify(Object.fromEntries(binding.steps.map(entryOf)))
-    const done = await this.#run('release', [stored(key), token, ttl, executed, binding?.fingerprint ?? '', steps]) !== undefined
+    const done = await this.#run(
+      'release', [stored(key), token, ttl, executed, binding?.fingerprint ?? '', steps]
+    ) !== undefined
     this.#noteEnd()
     return done
   }
 
-  async record (key: string, token: string, fingerprint: string, name: string, result: string | undefined): Promise<StoreRecording> {
+  async record (
+    key: string, token: string, fingerprint: string, name: string, result: string | undefined
+  ): Promise<StoreRecording> {
     const [encoded, standing] = entryOf({ name, result })
     const row = await this.#run('record', [stored(key), token, fingerprint, encoded, JSON.stringify(standing)])
     if (row === undefined) return { outcome: 'lost' }
@@ -202,5 +208,7 @@ function unknownState (state: unknown): Error {
 }
 
 function damagedSteps (cause?: unknown): Error {
-  return new UnreadableRecordError('The steps recorded under the key are damaged. Remove the key, or let it expire.', { cause })
+  return new UnreadableRecordError(
+    'The steps recorded under the key are damaged. Remove the key, or let it expire.', { cause }
+  )
 }

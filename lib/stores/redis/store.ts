@@ -1,8 +1,13 @@
 import { encodeBinding, decodeBinding } from '../binding.ts'
-import { StoreAnswerError, type StoreBinding, type StoreClaim, type StoreClaimRequest, type StoreEntry, type StoreOutcome, type StoreRecording, type StoreStep, type IdempotencyStore } from '../contract.ts'
+import {
+  StoreAnswerError, type StoreBinding, type StoreClaim, type StoreClaimRequest, type StoreEntry, type StoreOutcome,
+  type StoreRecording, type StoreStep, type IdempotencyStore
+} from '../contract.ts'
 import { decodeOutcome, recordOf, UnreadableRecordError } from '../record.ts'
 import { TurnCork, type Corkable } from './cork.ts'
-import { CLAIM, END, FREED_MS, HEAD, READ, RECORD, RENEW, TOUCH, UNKNOWN_PART, UNKNOWN_VERSION, VERSION, type Script } from './scripts.ts'
+import {
+  CLAIM, END, FREED_MS, HEAD, READ, RECORD, RENEW, TOUCH, UNKNOWN_PART, UNKNOWN_VERSION, VERSION, type Script
+} from './scripts.ts'
 
 /** The part of a client that is used: ioredis 5 and 6 (`Redis` or `Cluster`) and iovalkey fit. */
 export interface RedisStoreClient {
@@ -10,7 +15,9 @@ export interface RedisStoreClient {
   /** The socket, where the client has just one: the commands of one turn of the event loop are sent in one write. */
   stream?: unknown
   /** For `minReplicas`, and where the client has `enableAutoPipelining`. */
-  pipeline? (commands: Array<[name: string, ...args: Argument[]]>): { exec (): Promise<Array<[error: Error | null, result: unknown]> | null> }
+  pipeline? (commands: Array<[name: string, ...args: Argument[]]>): {
+    exec (): Promise<Array<[error: Error | null, result: unknown]> | null>
+  }
   options?: { enableAutoPipelining?: boolean | undefined }
 }
 
@@ -40,8 +47,15 @@ export class RedisStore implements IdempotencyStore {
 
   /** @throws {TypeError} when `client` is not an ioredis-compatible client, or an option is not a whole number. */
   constructor (client: RedisStoreClient, { minReplicas = 0, replicaTimeout = 500 }: RedisStoreOptions = {}) {
-    if (typeof (client as Partial<RedisStoreClient> | null)?.callBuffer !== 'function') throw wrongClient('option "redis"', client)
-    if (!Number.isSafeInteger(minReplicas) || minReplicas < 0 || !Number.isSafeInteger(replicaTimeout) || replicaTimeout < 1) {
+    if (typeof (client as Partial<RedisStoreClient> | null)?.callBuffer !== 'function') {
+      throw wrongClient(
+        'option "redis"', client
+      )
+    }
+    if (
+      !Number.isSafeInteger(minReplicas) || minReplicas < 0 || !Number.isSafeInteger(replicaTimeout) ||
+        replicaTimeout < 1
+    ) {
       throw new TypeError('RedisStore: options "minReplicas" and "replicaTimeout" must be whole numbers, of ' +
         'replicas and of milliseconds')
     }
@@ -58,12 +72,16 @@ export class RedisStore implements IdempotencyStore {
   claim (key: string, { token, lease, ttl, takeover }: StoreClaimRequest): Promise<StoreClaim> {
     return this.#run(CLAIM, key, [token, lease + ttl, ttl, takeover ? 1 : 0], reply => {
       const found = claimOf(reply)
-      return this.#minReplicas === 0 || found.outcome !== 'acquired' ? found : this.#replicated(key, token, 'h').then(() => found)
+      return this.#minReplicas === 0 || found.outcome !== 'acquired'
+        ? found
+        : this.#replicated(key, token, 'h').then(() => found)
     })
   }
 
   renew (key: string, token: string, lease: number, ttl: number, fingerprint: string, bind = false): Promise<boolean> {
-    return this.#run(RENEW, key, [token, lease + ttl, ttl, fingerprint, bind ? 1 : 0], reply => this.#accepted(reply, key, token, 'h'))
+    return this.#run(
+      RENEW, key, [token, lease + ttl, ttl, fingerprint, bind ? 1 : 0], reply => this.#accepted(reply, key, token, 'h')
+    )
   }
 
   complete (key: string, token: string, outcome: StoreOutcome, ttl: number): Promise<boolean> {
@@ -103,7 +121,11 @@ export class RedisStore implements IdempotencyStore {
       case 'f': return { state: 'freed', attempt, since, until, result: undefined }
     }
     const early = Math.round((since - until + ttl) / FREED_MS)
-    if (early === 1 || early === 2) return { state: 'freed', attempt: attempt + 1 - early, since, until, result: undefined }
+    if (early === 1 || early === 2) {
+      return {
+        state: 'freed', attempt: attempt + 1 - early, since, until, result: undefined
+      }
+    }
     return { state: 'held', attempt, since, until: until - ttl, result: undefined }
   }
 
@@ -112,7 +134,9 @@ export class RedisStore implements IdempotencyStore {
   }
 
   /** EVALSHA, and EVAL where the server does not know the script (first use, SCRIPT FLUSH, failover). */
-  #run<T> ({ sha, source }: Script, key: string, args: Argument[], read: (reply: unknown) => T | Promise<T>): Promise<T> {
+  #run<T> (
+    { sha, source }: Script, key: string, args: Argument[], read: (reply: unknown) => T | Promise<T>
+  ): Promise<T> {
     this.#cork.cork(streamOf(this.#client))
     return this.#call('EVALSHA', sha, 1, key, ...args).then(read, (error: unknown) => {
       if (!String(error).includes('NOSCRIPT')) throw explain(error)
@@ -148,7 +172,10 @@ export class RedisStore implements IdempotencyStore {
   }
 
   #unreplicated (acknowledged: unknown, cause?: unknown): Error {
-    return new Error(`${String(acknowledged ?? 0)} of ${this.#minReplicas} replicas have the write after ${this.#replicaTimeout} ms`, { cause })
+    return new Error(
+      `${String(acknowledged ?? 0)} of ${this.#minReplicas} replicas have the write after ${this.#replicaTimeout} ms`,
+      { cause }
+    )
   }
 }
 
@@ -156,12 +183,18 @@ export class RedisStore implements IdempotencyStore {
 export function wrongClient (what: string, client: unknown): TypeError {
   const isNodeRedis = typeof (client as { sendCommand?: unknown } | null)?.sendCommand === 'function'
   return new TypeError(`fastify-idempotency: ${what} must be an ioredis client or one compatible with it (iovalkey, an ioredis Cluster): it has no method "callBuffer"` +
-    (isNodeRedis ? '. It looks like a client of node-redis (the package "redis"): give an object whose "callBuffer" calls its "sendCommand", as the README shows under "Stores"' : ''))
+    (
+      isNodeRedis ? '. It looks like a client of node-redis (the package "redis"): give an object whose "callBuffer" calls its "sendCommand", as the README shows under "Stores"' : ''
+    ))
 }
 
 function claimOf (reply: unknown): StoreClaim {
   if (!Buffer.isBuffer(reply) || reply.length < 5) throw new StoreAnswerError('a claim')
-  if (reply[0] === VERSION) return { outcome: 'completed', attempt: reply.readUInt32BE(2), result: decodeOutcome(reply, HEAD) }
+  if (reply[0] === VERSION) {
+    return {
+      outcome: 'completed', attempt: reply.readUInt32BE(2), result: decodeOutcome(reply, HEAD)
+    }
+  }
   const attempt = reply.readUInt32BE(1)
   const fingerprint = reply.toString('latin1', 5)
   switch (reply[0]) {
@@ -174,7 +207,11 @@ function claimOf (reply: unknown): StoreClaim {
 }
 
 function acquired (attempt: number, takeover: boolean, fingerprint: string): StoreClaim {
-  return fingerprint === '' ? { outcome: 'acquired', attempt, takeover } : { outcome: 'acquired', attempt, takeover, fingerprint }
+  return fingerprint === ''
+    ? { outcome: 'acquired', attempt, takeover }
+    : {
+        outcome: 'acquired', attempt, takeover, fingerprint
+      }
 }
 
 function recordingOf (reply: unknown): StoreRecording {
@@ -200,9 +237,13 @@ function accepted (reply: unknown): boolean {
 /** ioredis loses the name of such a command where it makes pipelines by itself; in a pipeline of ours it does not. */
 function callOf (client: RedisStoreClient): Call {
   const { options, pipeline } = client
-  if (options?.enableAutoPipelining !== true || pipeline === undefined) return (...command) => client.callBuffer(...command)
+  if (
+    options?.enableAutoPipelining !== true || pipeline === undefined
+  ) return (...command) => client.callBuffer(...command)
   return async (...command) => {
-    const [[error, result]] = await pipeline.call(client, [['callBuffer', ...command]]).exec() as [[Error | null, unknown]]
+    const [[error, result]] = await pipeline.call(client, [['callBuffer', ...command]]).exec() as [
+      [Error | null, unknown]
+    ]
     if (error !== null) throw error
     return result
   }
