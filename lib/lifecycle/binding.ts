@@ -22,9 +22,6 @@ export function refuseForeign (exchange: Exchange, done: (error?: Error) => void
 /** What refuses such a request; `undefined` for others. */
 export function foreign (exchange: Exchange): IdempotencyError | undefined {
   const { boundTo, route: { keyName } } = exchange
-  return boundTo === '' || matches(boundTo, exchange.fingerprint)
-    ? undefined
-    : mismatch(
-      boundTo, exchange.fingerprint, keyName
-    )
+  if (boundTo === '' || matches(boundTo, exchange.fingerprint)) return undefined
+  return mismatch(boundTo, exchange.fingerprint, keyName)
 }
