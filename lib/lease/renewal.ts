@@ -126,7 +126,8 @@ export class Renewals {
           { idempotencyId: id, err: loggable(error) }, 'idempotency: the lease could not be renewed; it is tried again'
         )
         publish('store-error', request, lease.holder, { error })
-      } else if (renewed !== true) {
+      } else if (renewed !== true && lease.state !== 'backlogged') {
+        // Refused while its outcome waits, the store may have taken that late: the next try to write it tells.
         lease.lose()
       }
     })
