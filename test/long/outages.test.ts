@@ -345,7 +345,8 @@ t.test('G10: a claim that failed may have been granted all the same: it is given
 
 t.test('G10: outcomes that wait for the store are bounded: beyond 64 MiB without their bodies, then not at all', async t => {
   const faults: Faults = { complete: fails }
-  const store = faulty(faults)
+  // Room for an outcome that is written twice.
+  const store = faulty(faults, new MemoryStore({ maxBytes: 268_435_456 }))
   const lost = listen(t, 'lease-lost')
   const { app, post } = await start(t, 'memory', {
     options: { store, maxResponseBytes: 8_388_608 },
