@@ -66,7 +66,8 @@ export function timeTests ({ check, advance }: Suite): void {
     await store.claim('k', claimOf('a', { lease: 60, ttl: 1 }))
     assert.equal(await store.renew('k', token('a'), LEASE, TTL, ''), true)
     const entry = await store.read('k')
-    assert.ok(entry !== undefined && entry.until - entry.since >= LEASE)
+    // A store may read its clock twice in one step.
+    assert.ok(entry !== undefined && entry.until - entry.since >= LEASE - 10)
     await advance(90)
     assert.deepEqual(await store.claim('k', claimOf('b')), held(1))
     await store.renew('k', token('a'), 30, TTL, '')
