@@ -162,7 +162,8 @@ export function stepTests ({ check, advance }: Suite): void {
     await store.claim('k', claimOf('a'))
     const first = await store.read('k')
     assert.deepEqual([first?.state, first?.attempt, first?.result], ['held', 1, undefined])
-    assert.equal(first !== undefined && first.until - first.since, LEASE)
+    // A store may read its clock twice in one step.
+    assert.ok(first !== undefined && Math.abs(first.until - first.since - LEASE) <= 10)
     await store.release('k', token('a'), TTL, true)
     const freed = await store.read('k')
     assert.deepEqual([freed?.state, freed?.attempt, freed?.result], ['freed', 1, undefined])
