@@ -280,3 +280,29 @@ t.test('G8: a first request whose body is beyond the bodyLimit, with a fingerpri
   t.equal((await send(100_000)).status, 413)
   t.equal((await send(10)).json().code, 'idempotency_key_mismatch')
 })
+
+for (const mode of STORES) {
+  t.test(`G6: an option that fails with a 4xx while the upload is still coming holds no key (${mode})`, async t => {
+    const refused = Object.assign(new Error('not that'), { statusCode: 422 })
+    for (const name of ['fingerprint', 'replayHeaders'] as const) {
+      const replied = gate()
+      const { app, port } = await start(t, mode, {
+        options: { [name]: () => { throw refused } },
+        before: streams,
+        routes: app => app.post('/', async (_request, reply) => {
+          reply.code(202).send({ accepted: true })
+          replied.open()
+        })
+      })
+      const { request, answer } = upload(port, '/', 8)
+      request.write('half')
+      await replied.promise
+      request.end('more')
+      const { status } = await answer
+      t.ok(status === 422 || status === 202, `${name}: ${status}`)
+      const state = async (): Promise<string | undefined> => (await app.idempotency.inspect({ key: '/' }))?.state
+      await until(async () => await state() !== 'held', `${name}: the end`)
+      t.equal(await state(), 'completed', `${name}: it has run, and does not run again`)
+    }
+  })
+}

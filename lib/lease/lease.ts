@@ -14,7 +14,7 @@ export type LeaseState = 'held' | 'collecting' | 'committing' | 'backlogged' | '
 /** What may follow each state. */
 export const TRANSITIONS: Readonly<Record<LeaseState, readonly LeaseState[]>> = {
   held: ['collecting', 'committing', 'given-up'],
-  collecting: ['collecting', 'committing', 'given-up'],
+  collecting: ['held', 'collecting', 'committing', 'given-up'],
   committing: ['collecting', 'committing', 'backlogged', 'completed', 'released', 'superseded', 'given-up'],
   backlogged: ['collecting', 'committing', 'given-up'],
   completed: ['collecting', 'committing'],

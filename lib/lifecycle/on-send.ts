@@ -82,6 +82,8 @@ function readBody (exchange: Exchange, content: unknown, last: boolean, done: Do
   exchange.lease?.to('collecting')
   exchange.readRest('keep', error => {
     undoOvertaking(exchange)
+    // The body is there: the reply decides again, or what comes in its place where an option fails now.
+    if (exchange.lease?.state === 'collecting') exchange.lease.to('held')
     try {
       if (error === undefined) complete(exchange, content, last, done)
       else release(exchange, content, done)
