@@ -1,6 +1,6 @@
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { cp, mkdir, readdir, readFile, rm, writeFile } from 'node:fs/promises'
+import { cp, mkdir, readdir, readFile, rm, symlink, writeFile } from 'node:fs/promises'
 import { fileURLToPath } from 'node:url'
 import t from 'tap'
 import { loader } from '../fixtures/loader.ts'
@@ -66,6 +66,8 @@ async function run ({ from, to, caught }: Mutant, number: number): Promise<strin
     const filter = (path: string): boolean => !path.slice(root.length).includes('node_modules')
     await cp(root + part, copy + part, { recursive: true, filter })
   }
+  // The libraries that the tests of transactions run against.
+  await symlink(`${root}test/sql/node_modules`, `${copy}test/sql/node_modules`)
   await writeFile(copy + file, (lib.get(file) as string).replace(from, () => to))
   const { PATH = '', HOME = '' } = process.env
   const grep = `/^${caught.replace(/[.*+?^${}()|[\]\\]/g, '\\$&')}/`

@@ -148,7 +148,8 @@ t.test('G18: a fence that runs into its timeout gives the key back, and answers 
   const late = await api(transactions(viaPg(poolOf(t, url)), { idleTimeout: 1 }), takingOver(store, 2))
   const first = early.post('k', '{}', named('held'))
   await inside.promise
-  const answer = await late.post('k', '{}', named('held'))
+  // Other work, whose own row is in nobody's way: it is the fence that waits.
+  const answer = await late.post('k', '{}', named('other'))
   t.same([answer.status, code(answer), answer.headers['retry-after']], [409, 'idempotency_in_progress', '1'])
   t.match(await late.app.idempotency.inspect({ key: 'k' }), { state: 'freed' })
   hold.open()
