@@ -7,6 +7,6 @@ export { viaPg, type PgClient, type PgPool, type PgTransactionOptions } from './
 export { viaPostgres, type PostgresSql, type PostgresTx } from './sql/adapters/postgres.ts'
 export { viaPrisma, type PrismaDb, type PrismaTx } from './sql/adapters/prisma.ts'
 export type { Database, Row } from './sql/database.ts'
-export type { Recorded } from './sql/result.ts'
+export type { Jsonified } from './protocol/step-result.ts'
 export { transactions, type Transaction, type TransactionsOptions } from './sql/transactions.ts'
 export { PostgresStore, type PostgresStoreOptions, type PostgresStorePool } from './stores/postgres/store.ts'

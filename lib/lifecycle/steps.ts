@@ -62,7 +62,7 @@ export class StepNames {
 export async function runUnrecorded<T> (
   name: string, work: (context: IdempotencyStepContext) => T, context: IdempotencyStepContext
 ): Promise<Jsonified<Awaited<T>>> {
-  return decodeResult(encodeResult(name, await work(context))) as Jsonified<Awaited<T>>
+  return decodeResult(encodeResult('step', name, await work(context))) as Jsonified<Awaited<T>>
 }
 
 /** What is known of a step that has begun. */
@@ -125,7 +125,7 @@ export class Steps {
     if (typeof begun === 'object') return this.#reused(name, begun.result)
     this.#assertHeld(lease, name)
     const run = begun === 'before' && interrupted !== undefined ? interrupted : work
-    return await this.#record(lease, name, encodeResult(name, await run(context)))
+    return await this.#record(lease, name, encodeResult('step', name, await run(context)))
   }
 
   /** Before the first step: the key is bound to this request, and what earlier executions have recorded is known. */

@@ -18,22 +18,24 @@ export type Jsonified<T> =
             : T extends { toJSON: (...args: never[]) => infer Json } ? Jsonified<Json>
               : T extends ReadonlyMap<unknown, unknown> | ReadonlySet<unknown> ? Record<never, never>
                 : T extends readonly unknown[] ? { -readonly [Index in keyof T]: Element<T[Index]> }
-                  : { -readonly [Name in keyof T as Kept<T, Name>]: Exclude<Jsonified<T[Name]>, undefined> | Missing<T[Name]> }
+                  : { -readonly [Name in keyof T as Kept<T, Name>]: Exclude<Jsonified<T[Name]>, undefined> | Missing<T, Name> }
 
 /** `undefined` in an array becomes `null`. */
 type Element<T> = T extends undefined | symbol | ((...args: never[]) => unknown) ? null : Jsonified<T>
 type Kept<T, Name extends keyof T> = Name extends symbol ? never : [T[Name]] extends [
   symbol | ((...args: never[]) => unknown)
 ] ? never : Name
-type Missing<T> = undefined extends T ? undefined : never
+/** What is optional is not there, rather than `undefined`. */
+type Missing<T, Name extends keyof T> = Record<never, never> extends Pick<T, Name> ? never
+  : undefined extends T[Name] ? undefined : never
 
 /** The text of a result; '' for `undefined`. @throws {TypeError} where JSON has no form for it. */
-export function encodeResult (name: string, value: unknown): string {
+export function encodeResult (kind: 'step' | 'transaction', name: string, value: unknown): string {
   try {
     return JSON.stringify(value) ?? ''
   } catch (error) {
     throw new TypeError(
-      `The result of the step "${name}" cannot be recorded: ${(error as Error).message}`, { cause: error }
+      `The result of the ${kind} "${name}" cannot be recorded: ${(error as Error).message}`, { cause: error }
     )
   }
 }

@@ -1,12 +1,14 @@
 import { randomInt } from 'node:crypto'
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { FastifyRequest } from 'fastify'
+import { duration, MAX_TIMER } from '../config/durations.ts'
 import { executionOf, type Execution } from '../lifecycle/execution.ts'
 import { IdempotencyError } from '../protocol/errors.ts'
 import { matches } from '../protocol/fingerprint.ts'
+import { decodeResult, encodeResult, type Jsonified } from '../protocol/step-result.ts'
 import { inProgress, mismatch } from '../protocol/verdict.ts'
+import { fromBase64, toBase64 } from '../util/base64.ts'
 import { isRolledBack, isSerializationFailure, sqlStateOf, type Database } from './database.ts'
-import { decodeResult, encodeResult, type Recorded } from './result.ts'
 import { statementsFor, type Statements } from './statements.ts'
 
 export interface TransactionsOptions {
@@ -15,10 +17,10 @@ export interface TransactionsOptions {
   /** How often `work` is run again after a serialization failure or a deadlock (40001, 40P01). Default 3. */
   retries?: number | undefined
   /**
-   * Milliseconds after which the server ends a session that waits idle inside a transaction, as that of a frozen
-   * process does. Default: the lease of the request's key.
+   * After how long the server ends a session that waits idle inside a transaction, as that of a frozen process does:
+   * milliseconds, or text with a unit, such as `'30s'`. Default: the lease of the request's key.
    */
-  idleTimeout?: number | undefined
+  idleTimeout?: number | string | undefined
 }
 
 /** See `transactions`. */
@@ -37,7 +39,7 @@ export interface Transaction<Tx, Options> {
    * (`idempotency_in_progress`), where the store must be asked about that and is away
    * (`idempotency_store_unavailable`), and where `work` has committed by itself (`idempotency_outcome_unknown`).
    */
-  <T>(request: FastifyRequest, name: string, work: (tx: Tx) => T | Promise<T>, options?: Options): Promise<Recorded<T>>
+  <T>(request: FastifyRequest, name: string, work: (tx: Tx) => T | Promise<T>, options?: Options): Promise<Jsonified<T>>
   /** The DDL of the table, for the application's own migrations. */
   readonly schema: string
   /** Forgets the results of a key, by its `id` (`request.idempotency.id`); `false` if there was none. */
@@ -52,7 +54,7 @@ const MAX_TURNS = 10
 const MAX_FENCES = 3
 /** A session that is ended by its idle timeout takes a moment to go. */
 const FENCE_MARGIN_MS = 1_000
-const MAX_MS = 2 ** 31 - 1
+const IDLE_TIMEOUT = duration(1, MAX_TIMER)
 
 /** What is known of a request's transactions while it runs. */
 interface Progress {
@@ -73,19 +75,18 @@ interface Progress {
 export function transactions<Tx, Options = never> (
   database: Database<Tx, Options>, options: TransactionsOptions = {}
 ): Transaction<Tx, Options> {
-  const { table = 'idempotency_transactions', retries = 3, idleTimeout } = options
+  const { table = 'idempotency_transactions', retries = 3 } = options
+  const idleTimeout = options.idleTimeout === undefined ? undefined : IDLE_TIMEOUT.read(options.idleTimeout)
   const isWhole = (
     value: number, min: number
-  ): boolean => Number.isSafeInteger(value) && value >= min && value <= MAX_MS
+  ): boolean => Number.isSafeInteger(value) && value >= min && value <= MAX_TIMER
   if (!isWhole(retries, 0)) {
     throw new TypeError(
       'fastify-idempotency/sql: option "retries" must be a whole number, at least 0'
     )
   }
-  if (idleTimeout !== undefined && !isWhole(idleTimeout, 1)) {
-    throw new TypeError(
-      'fastify-idempotency/sql: option "idleTimeout" must be a whole number of milliseconds, at least 1'
-    )
+  if (options.idleTimeout !== undefined && idleTimeout === undefined) {
+    throw new TypeError(`fastify-idempotency/sql: option "idleTimeout" must be ${IDLE_TIMEOUT.want}`)
   }
   const core = { database, sql: statementsFor(table), retries, idleTimeout }
   const known = new WeakMap<FastifyRequest, Progress>()
@@ -94,16 +95,16 @@ export function transactions<Tx, Options = never> (
 
   const transaction = async <T>(
     request: FastifyRequest, name: string, work: (tx: Tx) => T | Promise<T>, options?: Options
-  ): Promise<Recorded<T>> => {
+  ): Promise<Jsonified<T>> => {
     if ((request as { idempotency?: unknown }).idempotency === undefined) {
       throw new TypeError(
         'fastify-idempotency/sql: the request is of an instance without the plugin; register it there'
       )
     }
     checkName(name)
-    const run = async (tx: Tx): Promise<string> => encodeResult(await work(tx))
+    const run = async (tx: Tx): Promise<string> => encodeResult('transaction', name, await work(tx))
     const execution = executionOf(request)
-    if (execution === undefined) return decodeResult(await plain(core, run, options)) as Recorded<T>
+    if (execution === undefined) return decodeResult(await plain(core, run, options)) as Jsonified<T>
     const progress = known.get(request) ?? { names: new Set(), fence: undefined }
     known.set(request, progress)
     if (progress.names.has(name)) {
@@ -112,7 +113,7 @@ export function transactions<Tx, Options = never> (
     }
     progress.names.add(name)
     try {
-      return decodeResult(await new Once(core, execution, progress, name, run, options).result()) as Recorded<T>
+      return decodeResult(await new Once(core, execution, progress, name, run, options).result()) as Jsonified<T>
     } catch (error) {
       progress.names.delete(name)
       throw error
@@ -266,7 +267,7 @@ class Once<Tx, Options> {
     this.#runs++
     state.phase = 'working'
     const result = await this.#run(tx)
-    const recorded = await database.query(tx, sql.record, [id, token, result, opened['place'], this.#name])
+    const recorded = await database.query(tx, sql.record, [id, token, toBase64(result), opened['place'], this.#name])
     if (recorded.length === 0) {
       state.fencedBy = ''
       throw new Error('fastify-idempotency/sql: a later execution has set its fence')
@@ -283,7 +284,7 @@ class Once<Tx, Options> {
       const { fingerprint: known, result } = row
       if (!matches(String(known), fingerprint)) throw mismatch(String(known), fingerprint, this.#execution.keyName)
       if (typeof result !== 'string') throw committedByItself(this.#name)
-      return { result }
+      return { result: fromBase64(result) }
     }
     const fence = rows.find(({ token }) => token !== this.#execution.token)
     if (fence !== undefined) return { fencedBy: String(fence['token']) }
@@ -322,7 +323,7 @@ class Once<Tx, Options> {
   async #fence (replaced: string): Promise<void> {
     const { database, sql, idleTimeout } = this.#core
     const { id, token, attempt, lease } = this.#execution
-    const wait = String(Math.min(MAX_MS, (idleTimeout ?? lease) + FENCE_MARGIN_MS))
+    const wait = String(Math.min(MAX_TIMER, (idleTimeout ?? lease) + FENCE_MARGIN_MS))
     let seen = replaced
     for (let turn = 1; turn <= MAX_TURNS; turn++) {
       try {

@@ -1,6 +1,7 @@
 import type {
   IdempotencyStore, StoreBinding, StoreClaim, StoreClaimRequest, StoreEntry, StoreOutcome, StoreRecording, StoreStep
 } from '../contract.ts'
+import { fromBase64, toBase64 } from '../../util/base64.ts'
 import { decodeOutcome, encodeOutcome, UnreadableRecordError } from '../record.ts'
 import { statementsFor, type Statements } from './statements.ts'
 
@@ -107,7 +108,7 @@ export class PostgresStore implements IdempotencyStore {
   async recorded (key: string): Promise<StoreStep[]> {
     const row = await this.#run('recorded', [stored(key)])
     const steps = Object.entries(parsed(row?.['steps'] ?? '{}') as Record<string, unknown>)
-    return steps.map(([name, standing]) => ({ name: textOf(name), result: resultOf(standing) }))
+    return steps.map(([name, standing]) => ({ name: fromBase64(name), result: resultOf(standing) }))
   }
 
   async read (key: string): Promise<StoreEntry | undefined> {
@@ -182,13 +183,13 @@ function stored (key: string): string {
 
 /** A step as it stands in the row. Base64, since jsonb cannot hold every text. */
 function entryOf ({ name, result }: StoreStep): [name: string, standing: string[]] {
-  return [bytesOf(name), result === undefined ? [] : [bytesOf(result)]]
+  return [toBase64(name), result === undefined ? [] : [toBase64(result)]]
 }
 
 function resultOf (standing: unknown): string | undefined {
   if (!Array.isArray(standing)) throw damagedSteps()
   const [result] = standing as unknown[]
-  return result === undefined ? undefined : textOf(String(result))
+  return result === undefined ? undefined : fromBase64(String(result))
 }
 
 function parsed (json: string): unknown {
@@ -198,9 +199,6 @@ function parsed (json: string): unknown {
     throw damagedSteps(cause)
   }
 }
-
-const bytesOf = (text: string): string => Buffer.from(text).toString('base64')
-const textOf = (base64: string): string => Buffer.from(base64, 'base64').toString()
 
 function unknownState (state: unknown): Error {
   return new UnreadableRecordError(`The row in PostgreSQL has the unknown state ${JSON.stringify(state)}. ` +
