@@ -204,3 +204,57 @@ t.test('G18: whoever asks while the store is away is told so, and nothing is com
   t.same([answer.status, code(answer)], [503, 'idempotency_store_unavailable'])
   t.equal((await run(url, 'select 1 from effects')).length, 1)
 })
+
+/** The database, but statements that set a fence meet other transactions, the first `times`. */
+function conflicting (pool: pg.Pool, times: number): Database<pg.PoolClient, PgTransactionOptions> {
+  const via = viaPg(pool)
+  return {
+    transaction: via.transaction,
+    async query (tx, text, values) {
+      if (text.includes('lock_timeout') && times-- > 0) throw Object.assign(new Error('conflict'), { code: '40001' })
+      return await via.query(tx, text, values)
+    }
+  }
+}
+
+t.test('G18: a fence that meets serialization failures is set again, and given up in the end', async t => {
+  const { url, store, api } = await world(t)
+  const few = await api(transactions(conflicting(poolOf(t, url), 3)), takingOver(store, 2))
+  t.equal((await few.post('k', '{}', named('a'))).text, '[1]')
+  const many = await api(transactions(conflicting(poolOf(t, url), Infinity)), takingOver(store, 2))
+  const answer = await many.post('l', '{}', named('a'))
+  t.same([answer.status, code(answer)], [409, 'idempotency_in_progress'])
+  t.match(await many.app.idempotency.inspect({ key: 'l' }), { state: 'freed' })
+  t.equal((await run(url, 'select 1 from effects')).length, 1)
+})
+
+t.test('G18: an error of the database while a fence is set is that error, and the next execution sets one', async t => {
+  const { url, store, api } = await world(t)
+  await run(url, 'alter table idempotency_transactions rename to away')
+  const late = await api(transactions(viaPg(poolOf(t, url))), takingOver(store, 2))
+  t.equal((await late.post('k', '{}', named('a'))).status, 500)
+  await run(url, 'alter table away rename to idempotency_transactions')
+  t.equal((await late.post('k', '{}', named('a'))).text, '[1]')
+  t.equal((await run(url, "select 1 from idempotency_transactions where name = ''")).length, 1)
+})
+
+t.test('G18: an execution that meets ever another fence gives up, and commits nothing', async t => {
+  const { url, api } = await world(t)
+  const via = viaPg(poolOf(t, url))
+  const fence = 'update idempotency_transactions set token = gen_random_uuid(), attempt = 2 where name = $1'
+  const always: Database<pg.PoolClient, PgTransactionOptions> = {
+    query: via.query,
+    async transaction (work, options) {
+      const result = await via.transaction(work, options)
+      await run(url, fence, [''])
+      return result
+    }
+  }
+  const { post } = await api(transactions(always))
+  const key = idOf(undefined, 'k')
+  await run(url, `insert into idempotency_transactions (key, name, token, attempt, fingerprint, expires_at)
+    values ($1, '', gen_random_uuid(), 2, '', now() + interval '1 h')`, [key])
+  const answer = await post('k', '{}', named('a'))
+  t.same([answer.status, code(answer)], [409, 'idempotency_in_progress'])
+  t.same(await run(url, 'select 1 from effects'), [])
+})
