@@ -21,14 +21,19 @@ const SQLSTATE = /^(?:\d[0-9A-Z]|F0|HV|P0|XX)[0-9A-Z]{3}$/
 /** The SQLSTATE of an error, which a library may have wrapped; `undefined` where the server did not say one. */
 export function sqlStateOf (error: unknown): string | undefined {
   let at = error as Wrapped | undefined
+  let isConflict = false
   for (let depth = 0; at instanceof Object && depth < 5; depth++) {
     for (const state of [at.code, at.originalCode, at.meta?.code]) {
       if (typeof state === 'string' && SQLSTATE.test(state)) return state
     }
+    isConflict ||= at.code === PRISMA_CONFLICT
     at = at.cause ?? at.meta?.driverAdapterError
   }
-  return undefined
+  return isConflict ? '40001' : undefined
 }
+
+/** Prisma's one code for serialization failures and deadlocks. Before Prisma 7 no SQLSTATE is beside it. */
+const PRISMA_CONFLICT = 'P2034'
 
 /** What libraries put around the server's error; the last three are Prisma's. */
 interface Wrapped {

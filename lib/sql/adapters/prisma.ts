@@ -14,13 +14,7 @@ export interface PrismaDb<Tx, Options> {
 export function viaPrisma<Tx extends PrismaTx, Options> (prisma: PrismaDb<Tx, Options>): Database<Tx, Options> {
   return {
     async transaction (work, options) {
-      try {
-        return await prisma.$transaction(work, options)
-      } catch (error) {
-        // Prisma has one code for serialization failures and deadlocks, and no SQLSTATE beside it.
-        if ((error as { code?: unknown } | null)?.code !== 'P2034') throw error
-        throw Object.assign(new Error('The transaction was rolled back', { cause: error }), { code: '40001' })
-      }
+      return await prisma.$transaction(work, options)
     },
     async query (tx, text, values) {
       return await tx.$queryRawUnsafe(text, ...values) as Row[]
