@@ -2,43 +2,17 @@ import { randomUUID } from 'node:crypto'
 import { once } from 'node:events'
 import { connect } from 'node:net'
 import * as diagnostics from 'node:diagnostics_channel'
-import type { FastifyInstance } from 'fastify'
 import t, { type Test } from 'tap'
 import {
-  IDEMPOTENCY_EVENTS, MemoryStore, RedisStore, type IdempotencyEvent, type IdempotencyStore
+  IDEMPOTENCY_EVENTS, RedisStore, type IdempotencyEvent, type IdempotencyStore
 } from '../lib/index.ts'
-import { storeKey } from '../lib/protocol/fingerprint.ts'
 import {
-  gate, redisClient, send, serversOf, start, STORES, stopRedis, until, type Mode, type TestApp
+  gate, redisClient, send, serversOf, start, STORES, stopRedis, until
 } from './fixtures/app.ts'
 import { faulty, hangs } from './fixtures/faulty.ts'
+import { breakable, dieHolding, routes } from './fixtures/events.ts'
 
 t.teardown(stopRedis)
-
-/** The store of a mode, with one operation that fails when a test says so. */
-/** `fail`: this operation fails from now on, or so many times. */
-type Fail = (name: keyof IdempotencyStore | undefined, times?: number) => void
-
-async function breakable (mode: Mode): Promise<{ store: IdempotencyStore, fail: Fail }> {
-  let failing: keyof IdempotencyStore | undefined
-  let left = 0
-  const inner: IdempotencyStore = mode === 'redis' ? new RedisStore(await redisClient()) : new MemoryStore()
-  const store = new Proxy(inner, {
-    get (target, name) {
-      if (name === failing) {
-        if (--left === 0) failing = undefined
-        return async () => { throw new Error('the store is down') }
-      }
-      const value: unknown = Reflect.get(target, name, target)
-      return typeof value === 'function' ? value.bind(target) as unknown : value
-    }
-  })
-  const fail: Fail = (name, times = Infinity) => {
-    failing = name
-    left = times
-  }
-  return { store, fail }
-}
 
 t.test('an upload that is cut off is told once', async t => {
   const { port } = await start(
@@ -58,25 +32,6 @@ t.test('an upload that is cut off is told once', async t => {
   await send(port, { method: 'GET' })
   t.same(events.map(({ key, attempt }) => [key, attempt]), [['k', 1]])
 })
-
-/** The routes that bring each event about; `entered` and `finish` are of `/slow`. */
-function routes (app: FastifyInstance, entered = gate(), finish = gate()): void {
-  app.post('/', async (_request, reply) => await reply.code(201).send('a kept body'))
-  app.post('/items/:id', async () => 'an item')
-  app.post('/slow', async () => { entered.open(); await finish.promise; return 'ok' })
-  app.post('/fail', async (_request, reply) => await reply.code(500).send('x'))
-  app.post('/large', async () => 'x'.repeat(501))
-  app.post('/required', { config: { idempotency: { required: true } } }, async () => 'ok')
-  app.post('/reject', { config: { idempotency: { abandoned: 'reject' } } }, async () => 'ok')
-  app.post('/bypass', { config: { idempotency: { onStoreError: 'bypass' } } }, async () => 'ok')
-}
-
-/** A holder that has died: the key was taken, and its lease has passed. */
-async function dieHolding ({ app }: TestApp, store: IdempotencyStore, prefix: string, key: string): Promise<void> {
-  await store.claim(storeKey(prefix, undefined, key), { token: randomUUID(), lease: 1, ttl: 60_000, takeover: true })
-  const { until: end } = await app.idempotency.inspect({ key }) as { until: Date }
-  await until(() => Date.now() > end.getTime() + 5, 'the end of the lease')
-}
 
 function listen (t: Test, name: string, listener: (event: IdempotencyEvent) => void): void {
   const subscriber = (message: unknown): void => { listener(message as IdempotencyEvent) }

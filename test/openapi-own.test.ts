@@ -1,131 +1,15 @@
 import { readFileSync } from 'node:fs'
-import { createRequire } from 'node:module'
 import type { AddressInfo } from 'node:net'
-import swagger, { type FastifyDynamicSwaggerOptions, type SwaggerTransform } from '@fastify/swagger'
+import swagger, { type SwaggerTransform } from '@fastify/swagger'
 import { Type } from '@fastify/type-provider-typebox'
-import { Validator } from '@seriousme/openapi-schema-validator'
-import Fastify, { type FastifyInstance, type FastifySchema } from 'fastify'
-import t, { type Test } from 'tap'
+import Fastify, { type FastifySchema } from 'fastify'
+import t from 'tap'
 import idempotency, { type FastifyIdempotencyOptions } from '../lib/index.ts'
 import { documentRoute, transform } from '../lib/openapi.ts'
-import { send, start, type Answer, type TestApp } from './fixtures/app.ts'
-
-/** Fastify's own Ajv. */
-const fromFastify = createRequire(createRequire(import.meta.url).resolve('fastify'))
-
-const Ajv = createRequire(fromFastify.resolve('@fastify/ajv-compiler'))('ajv') as new (options: object) => {
-  validate: (schema: unknown, value: unknown) => boolean, errorsText: () => string
-}
-
-type Json = Record<string, unknown>
-
-interface Operation extends Json {
-  parameters?: Array<Json & {
-    name: string, schema: Json
-  }>,
-  responses: Record<string, Json & {
-    description: string, headers?: Record<string, Json>, content?: Record<string, { schema: Json }>
-  }>
-}
-
-const DOCUMENTS = {
-  openapi30: { openapi: {} }, openapi31: { openapi: { openapi: '3.1.0' } }, swagger20: { swagger: {} }
-} satisfies Record<string, FastifyDynamicSwaggerOptions>
-
-type Version = keyof typeof DOCUMENTS
-
-const VERSIONS = Object.keys(DOCUMENTS) as Version[]
-
-interface Setup {
-  options?: FastifyIdempotencyOptions
-  swagger?: FastifyDynamicSwaggerOptions
-  /** The documents are set up after the plugin. */
-  last?: boolean
-  routes: (app: FastifyInstance) => unknown
-}
-
-type Documented = TestApp & {
-  find: (version: Version, method: string, path: string) => Operation, documents: Record<string, Json>
-}
-
-/** An app with its three documents, each fetched and valid. */
-async function documented (
-  t: Test, { options = {}, swagger: more = {}, last = false, routes }: Setup
-): Promise<Documented> {
-  const setUp = async (app: FastifyInstance): Promise<void> => {
-    for (const version of VERSIONS) {
-      await app.register(swagger, { transform, ...DOCUMENTS[version], ...more, decorator: version })
-    }
-  }
-  const running = await start(t, 'memory', {
-    options,
-    before: last ? () => {} : setUp,
-    routes: async app => {
-      if (last) await setUp(app)
-      for (const version of VERSIONS) {
-        app.get(`/${version}.json`, {
-          schema: { hide: true }
-        }, () => (app as unknown as Record<string, () => unknown>)[version]?.())
-      }
-      await routes(app)
-    }
-  })
-  const documents: Record<string, Json> = {}
-  for (const version of VERSIONS) {
-    const { status, text } = await running.call({ method: 'GET', path: `/${version}.json` })
-    t.equal(status, 200, `the document, ${version}`)
-    documents[version] = JSON.parse(text) as Json
-    t.match(await new Validator().validate(JSON.parse(text) as Json), {
-      valid: true, errors: undefined
-    }, `a valid document, ${version}`)
-  }
-  const find = (
-    version: Version, method: string, path: string
-  ): Operation => (documents[version]?.paths as Record<string, Record<string, Operation>>)[path]?.[method] as Operation
-  return { ...running, documents, find }
-}
-
-const keyOf = ({ parameters = [] }: Operation) => parameters.find(
-  ({ name }) => name.toLowerCase() === 'idempotency-key'
-)
-
-const ok = async (): Promise<object> => ({ id: 'p1' })
-
-const ajv = new Ajv({ strict: false, validateFormats: false })
-
-/** What stands in the document for an answer that came must be true of it. */
-function isTrue (t: Test, version: Version, { responses }: Operation, answer: Answer, document: Json = {}): void {
-  const told = responses[answer.status]
-  const name = `${version} ${answer.status} ${answer.text}`
-  if (told === undefined) throw new Error(`not documented: ${name}`)
-  const headers = Object.fromEntries(
-    Object.entries(told.headers ?? {}).map(([name, header]) => [name.toLowerCase(), (header.schema ?? header) as Json])
-  )
-  for (const header of ['retry-after', 'idempotent-replayed', 'content-language', 'link']) {
-    const value = answer.headers[header]
-    if (value === undefined) continue
-    const schema = headers[header]
-    t.ok(schema !== undefined && ajv.validate(
-      schema, schema.type === 'integer' ? Number(value) : value
-    ), `${name}: ${header}: ${String(value)}`)
-  }
-  const type = String(answer.headers['content-type']).split(';')[0] as string
-  const schema = version === 'swagger20' ? told.schema as Json | undefined : told.content?.[type]?.schema
-  if (schema === undefined) {
-    t.same(told.content, undefined, `no body is told: ${name}`)
-    return
-  }
-  t.ok(ajv.validate({ ...schema, components: document.components }, answer.json()), `${name}: ${ajv.errorsText()}`)
-  if (schema.properties !== undefined) {
-    t.same(
-      Object.keys(answer.json()).filter(key => !Object.hasOwn(schema.properties as Json, key)), [], name
-    )
-  }
-}
-
-const FORMS: Array<NonNullable<FastifyIdempotencyOptions['errors']>> = [
-  'envelope', 'problem', 'throw', error => ({ mine: error.code })
-]
+import { send } from './fixtures/app.ts'
+import {
+  FORMS, VERSIONS, documented, isTrue, keyOf, ok, type Json, type Operation
+} from './fixtures/openapi.ts'
 
 /** What a test says of the header, as all documents have it. */
 const describedKey = (operation: Operation): Json => {
