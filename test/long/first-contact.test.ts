@@ -4,11 +4,11 @@ import { createServer, type AddressInfo } from 'node:net'
 import { text } from 'node:stream/consumers'
 import { fileURLToPath } from 'node:url'
 import t from 'tap'
-import { redisServer, stopRedis } from './fixtures/app.ts'
+import { redisServer, stopRedis } from '../fixtures/app.ts'
 
 t.teardown(stopRedis)
 
-const root = fileURLToPath(new URL('..', import.meta.url))
+const root = fileURLToPath(new URL('../..', import.meta.url))
 /** The test runner's own variables would get into what is started. */
 const { PATH = '', HOME = '' } = process.env
 const env = { PATH, HOME }

@@ -2,7 +2,7 @@ import { readdirSync } from 'node:fs'
 import { ESLint } from 'eslint'
 import t from 'tap'
 
-const root = new URL('..', import.meta.url)
+const root = new URL('../..', import.meta.url)
 const eslint = new ESLint({ cwd: root.pathname })
 
 async function messagesOf (file: string, code: string): Promise<string[]> {

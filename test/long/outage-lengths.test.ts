@@ -1,10 +1,10 @@
 import { randomUUID } from 'node:crypto'
 import Fastify, { type FastifyInstance } from 'fastify'
 import t, { type Test } from 'tap'
-import idempotency, { MemoryStore, type StoreAnswer, type IdempotencyStore } from '../lib/index.ts'
-import { gate } from './fixtures/app.ts'
-import { listen } from './fixtures/faulty.ts'
-import { turns, VirtualTime } from './fixtures/virtual-time.ts'
+import idempotency, { MemoryStore, type StoreAnswer, type IdempotencyStore } from '../../lib/index.ts'
+import { gate } from '../fixtures/app.ts'
+import { listen } from '../fixtures/faulty.ts'
+import { turns, VirtualTime } from '../fixtures/virtual-time.ts'
 
 /**
  * A store that is away for a part of a lease, at several points of a handler that lives five

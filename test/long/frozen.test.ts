@@ -1,9 +1,9 @@
 import { randomUUID } from 'node:crypto'
 import t from 'tap'
-import { MemoryStore, type RedisStoreClient } from '../lib/index.ts'
-import { storeKey } from '../lib/protocol/fingerprint.ts'
-import { gate, redisClient, start, STORES, stopRedis, until } from './fixtures/app.ts'
-import { faulty, listen, type Faults } from './fixtures/faulty.ts'
+import { MemoryStore, type RedisStoreClient } from '../../lib/index.ts'
+import { storeKey } from '../../lib/protocol/fingerprint.ts'
+import { gate, redisClient, start, STORES, stopRedis, until } from '../fixtures/app.ts'
+import { faulty, listen, type Faults } from '../fixtures/faulty.ts'
 
 t.teardown(stopRedis)
 

@@ -1,9 +1,9 @@
 import fc from 'fast-check'
 import t from 'tap'
-import { MemoryStore, RedisStore, type RedisStoreClient } from '../lib/index.ts'
-import { redisClient, STORES, stopRedis } from './fixtures/app.ts'
-import { History, type Backend, type Ending, type Op } from './fixtures/model-history.ts'
-import { clock } from './fixtures/model-world.ts'
+import { MemoryStore, RedisStore, type RedisStoreClient } from '../../lib/index.ts'
+import { redisClient, STORES, stopRedis } from '../fixtures/app.ts'
+import { History, type Backend, type Ending, type Op } from '../fixtures/model-history.ts'
+import { clock } from '../fixtures/model-world.ts'
 
 t.teardown(stopRedis)
 
