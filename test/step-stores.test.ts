@@ -5,7 +5,7 @@ import { MemoryStore, type IdempotencyStore } from '../lib/index.ts'
 import { derivedKey } from '../lib/protocol/derived-key.ts'
 import { gate, start, STORES, stopRedis } from './fixtures/app.ts'
 import { plain } from './fixtures/broken-stores.ts'
-import { faulty } from './fixtures/faulty.ts'
+import { faulty, listen } from './fixtures/faulty.ts'
 
 t.teardown(stopRedis)
 
@@ -218,3 +218,94 @@ t.test('G14: steps count against maxBytes of the MemoryStore, and one that does 
   }
   t.match(await store.read('none'), undefined)
 })
+
+for (const mode of STORES) {
+  t.test(`G16: a key that was lost during a step: nothing is recorded, and the holder gets a 409 (${mode})`, async t => {
+    const entered = gate()
+    const forgotten = gate()
+    const lost = listen(t, 'lease-lost')
+    const codes: string[] = []
+    const { post, app } = await start(t, mode, {
+      routes: app => app.post('/', async (request, reply) => {
+        const { step, attempt, signal } = request.idempotency
+        const work = async (): Promise<number> => {
+          entered.open()
+          await forgotten.promise
+          return attempt
+        }
+        const failed = (error: { code: string }): void => { codes.push(`${error.code} ${signal.aborted}`) }
+        // Of two that end at once, the second meets a lease that is lost already.
+        await Promise.all([step('a', work).catch(failed), step('b', work).catch(failed)])
+        return await reply.code(500).send({ failed: codes.length })
+      })
+    })
+    const holder = post('k', '{}')
+    await entered.promise
+    await app.idempotency.forget({ key: 'k' })
+    forgotten.open()
+    t.match((await holder).json(), { failed: 2 })
+    t.same(codes, Array(2).fill('idempotency_in_progress true'))
+    t.equal(lost.length, 1)
+    t.same((await app.idempotency.inspect({ key: 'k' }))?.steps, [])
+  })
+
+  t.test(`G16: steps outlive a store that has lost the key: the failure records them anew (${mode})`, async t => {
+    let charged = 0
+    const { post, app } = await start(t, mode, {
+      routes: app => app.post('/', async (request, reply) => {
+        const { step, attempt } = request.idempotency
+        const charge = await step('charge', () => ++charged)
+        if (request.headers['x-forget'] !== undefined) await app.idempotency.forget({ key: 'k' })
+        return await reply.code(500).send({ charge, attempt })
+      })
+    })
+    const headers = { 'content-type': 'application/json', 'idempotency-key': 'k', 'x-forget': '1' }
+    t.match((await post('k', '{}', { headers })).json(), { charge: 1 })
+    t.same((await app.idempotency.inspect({ key: 'k' }))?.steps, ['charge'])
+    t.match((await post('k', '{}')).json(), { charge: 1 })
+    t.equal((await post('k', '{"other":1}')).json()['code'], 'idempotency_key_mismatch')
+  })
+
+  t.test(`G2: a late holder does not take the key of the request that it was bound to meanwhile (${mode})`, async t => {
+    const entered = gate()
+    const late = gate()
+    let runs = 0
+    const { post, app } = await start(t, mode, {
+      routes: app => {
+        app.post<{ Body: { late: boolean } }>('/', async (request, reply) => {
+          if (request.body.late) {
+            entered.open()
+            await late.promise
+            return 'late'
+          }
+          runs = await request.idempotency.step('charge', () => runs + 1)
+          return await reply.code(request.idempotency.attempt === 1 ? 500 : 200).send({ runs })
+        })
+      }
+    })
+    const holder = post('k', '{"late":true}')
+    await entered.promise
+    await app.idempotency.forget({ key: 'k' })
+    t.equal((await post('k', '{"late":false}')).status, 500)
+    late.open()
+    t.match((await holder).json(), { code: 'idempotency_key_mismatch' })
+    t.match(await app.idempotency.inspect({ key: 'k' }), { state: 'freed', steps: ['charge'] }, 'the key is free again')
+    t.same((await post('k', '{"late":false}')).json(), { runs: 1 })
+  })
+
+  t.test(`a step in a hook on a replay is an error that says so, and does not run (${mode})`, async t => {
+    const said: unknown[] = []
+    const { post } = await start(t, mode, {
+      before: app => app.addHook('onSend', async request => {
+        if (!request.idempotency.replayed) return
+        await request.idempotency.step('hook', () => said.push('ran')).catch(
+          (error: Error) => said.push(error.message)
+        )
+      }),
+      routes: app => app.post('/', async () => 'ok')
+    })
+    await post('k', '{}')
+    t.equal((await post('k', '{}')).text, 'ok')
+    t.same(said, ['The step "hook" needs the idempotency key, which this request does not hold'])
+  })
+}

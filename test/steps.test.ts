@@ -347,14 +347,13 @@ for (const mode of STORES) {
     let charged = 0
     let fails = true
     const { post } = await start(t, mode, {
-      before: app => app.addHook('onRoute', route => {
-        route.onSend = [route.onSend ?? []].flat().concat(async () => {
-          if (fails) throw new Error('a later hook')
+      routes: app => {
+        // Behind the plugin's own hook: what it has kept is taken back.
+        app.addHook('onRoute', route => {
+          route.onSend = [route.onSend ?? []].flat().concat(async () => { if (fails) throw new Error('a later hook') })
         })
-      }),
-      routes: app => app.post(
-        '/', async request => ({ charge: await request.idempotency.step('charge', () => ++charged) })
-      )
+        app.post('/', async request => ({ charge: await request.idempotency.step('charge', () => ++charged) }))
+      }
     })
     t.equal((await post('k', '{}')).status, 500)
     fails = false
