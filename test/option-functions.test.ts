@@ -1,6 +1,8 @@
+import type { Readable } from 'node:stream'
+import type { FastifyInstance } from 'fastify'
 import t from 'tap'
 import type { IdempotencyRouteOptions } from '../lib/index.ts'
-import { MODES, start, stopRedis, STORES, type Mode } from './fixtures/app.ts'
+import { MODES, start, stopRedis, STORES, type Answer, type Mode } from './fixtures/app.ts'
 import { stateOf } from './fixtures/cut.ts'
 
 /** Functions among the options that fail: before the handler, aloud, and for whatever they throw. */
@@ -81,6 +83,104 @@ for (const mode of MODES) {
     fails = false
     t.same([(await post('k', '{}')).text, (await post('k', '{}')).replayed, runs], ['run 1', true, 1])
     t.same(order.slice(0, 3), ['fingerprint', 'fingerprint', 'handler'])
+  })
+}
+
+/** The handler gets the stream itself, and may reply before it is read. */
+const passStream = (app: FastifyInstance): unknown => app.addContentTypeParser(
+  'application/octet-stream', (_request, payload, done) => { done(null, payload) }
+)
+
+for (const mode of MODES) {
+  t.test(`G1: a fingerprint that fails once the handler has read the body: the outcome is kept, and told (${mode})`, async t => {
+    let [runs, fails] = [0, true]
+    const lines: string[] = []
+    const fingerprint = (_request: unknown, body: Buffer): string => {
+      if (fails) throw new Error('broken')
+      return body.toString()
+    }
+    const { call } = await start(t, mode, {
+      fastify: { logger: { stream: { write: (line: string) => { lines.push(line) } } } },
+      before: passStream,
+      routes: app => {
+        app.post('/read', { config: { idempotency: { fingerprint } } }, async request => {
+          const chunks = await (request.body as Readable).toArray()
+          return `run ${++runs} of ${Buffer.concat(chunks as Buffer[]).length}`
+        })
+        app.post('/stream', { config: { idempotency: { fingerprint } } }, async request => {
+          runs++
+          return request.body
+        })
+      }
+    })
+    const headers = { 'content-type': 'application/octet-stream' }
+    for (const path of ['/read', '/stream']) {
+      const post = async (): Promise<Answer> => await call(
+        { path, body: 'four', headers: { ...headers, 'idempotency-key': path } }
+      )
+      runs = 0
+      fails = true
+      const first = await post()
+      t.same([first.status, first.text], [200, path === '/read' ? 'run 1 of 4' : 'four'])
+      t.equal(lines.splice(0).filter(line => line.includes('"fingerprint\\" has failed after the handler')).length, 1, path)
+      fails = false
+      const retry = await post()
+      t.same([retry.text, retry.replayed, runs], [first.text, true, 1], path)
+    }
+  })
+
+  t.test(`G1, G6: replayHeaders that fail while the body is still to come: a 500, and the key is settled (${mode})`, async t => {
+    let fails = true
+    const replayHeaders = (name: string): boolean => {
+      if (fails) throw new Error('broken')
+      return name === 'x-none'
+    }
+    const served = await start(t, mode, {
+      before: passStream,
+      routes: app => app.post('/', { config: { idempotency: { replayHeaders } } }, async (_request, reply) => {
+        return await reply.header('x-own', 'yes').send('early')
+      })
+    })
+    // More than one chunk: the reply comes before the last.
+    const upload = Array<string>(20).fill('x'.repeat(65_536))
+    const headers = { 'content-type': 'application/octet-stream', 'idempotency-key': 'k' }
+    const post = async (): Promise<Answer> => await served.call({ body: upload, headers })
+    t.match(await post(), { status: 500, text: /broken/ })
+    t.equal(await stateOf(served, 'k'), 'freed')
+    fails = false
+    t.same([(await post()).text, (await post()).replayed], ['early', true])
+  })
+}
+
+for (const mode of MODES) {
+  t.test(`G1: a fingerprint that fails for the retry of a request that its key is bound to: a 500, and nothing runs (${mode})`, async t => {
+    let [runs, fails] = [0, false]
+    const fingerprint = (): string => {
+      if (fails) throw new Error('broken')
+      return 'same'
+    }
+    const stages = stagesOf(mode)
+    const { post } = await start(t, mode, {
+      routes: app => {
+        for (const hook of stages) {
+          app.post(`/${hook}`, { config: { idempotency: { hook, fingerprint } } }, async (request, reply) => {
+            runs++
+            await request.idempotency.step('one', () => 1)
+            return await reply.code(request.idempotency.attempt === 1 ? 503 : 200).send('ran')
+          })
+        }
+      }
+    })
+    for (const hook of stages) {
+      runs = 0
+      fails = false
+      t.equal((await post(hook, '{}', { path: `/${hook}` })).status, 503, hook)
+      fails = true
+      t.match(await post(hook, '{}', { path: `/${hook}` }), { status: 500, text: /broken/ }, hook)
+      t.equal(runs, 1, hook)
+      fails = false
+      t.equal((await post(hook, '{}', { path: `/${hook}` })).text, 'ran', hook)
+    }
   })
 }
 

@@ -154,14 +154,15 @@ interface Core<Tx, Options> {
 async function plain<Tx, Options> (
   { database, retries }: Core<Tx, Options>, run: (tx: Tx) => Promise<string>, options: Options | undefined
 ): Promise<string> {
-  for (let runs = 1; ; runs++) {
+  for (let runs = 1; runs <= retries; runs++) {
     try {
       return await database.transaction(run, options)
     } catch (error) {
-      if (runs > retries || !isSerializationFailure(sqlStateOf(error))) throw error
+      if (!isSerializationFailure(sqlStateOf(error))) throw error
       await pause(runs)
     }
   }
+  return await database.transaction(run, options)
 }
 
 /** How far one transaction came. */
@@ -221,13 +222,15 @@ class Once<Tx, Options> {
     const fingerprint = await this.#execution.fingerprint()
     if (this.#execution.attempt > 1) await this.#fenceOnce()
     let fences = 0
-    for (let turn = 1; ; turn++) {
-      const found = await this.#try(fingerprint, turn)
-      if (typeof found === 'object' && 'result' in found) return found.result
-      if (found !== 'again' && ++fences > MAX_FENCES) throw this.#lost()
+    let turn = 1
+    let found = await this.#try(fingerprint, turn)
+    while (found === 'again' || 'fencedBy' in found) {
       if (found === 'again') await pause(turn)
+      else if (++fences > MAX_FENCES) throw this.#lost()
       else await this.#contest(found.fencedBy)
+      found = await this.#try(fingerprint, ++turn)
     }
+    return found.result
   }
 
   /** One transaction. What may be cured by another is no error. */

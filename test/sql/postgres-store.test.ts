@@ -1,3 +1,4 @@
+import { randomUUID } from 'node:crypto'
 import t from 'tap'
 import pg from 'pg'
 import { PostgresStore } from '../../lib/sql.ts'
@@ -115,4 +116,31 @@ t.test('a row that this release cannot read is an error that says so, and option
   t.throws(() => new PostgresStore({} as never), /no method "query"/)
   t.throws(() => new PostgresStore(pool, { prepare: 1 } as never), /"prepare" must be true or false/)
   t.throws(() => new PostgresStore(pool, { table: 'a; drop' }), /"table" must be a name/)
+})
+
+t.test('G1: a session that is in somebody\'s way is asked again ten times, and then the error is the store\'s', async t => {
+  const pool = poolOf(t, await newDatabase(await postgresServer()))
+  await emptyStore(pool)
+  let [faults, asked] = [0, 0]
+  const fault = { happens: (): { rows: unknown[] } => ({ rows: [] }) }
+  const store = new PostgresStore({
+    async query (query) {
+      asked++
+      return faults-- > 0 ? fault.happens() : await pool.query(query)
+    }
+  })
+  const claim = async (times: number): Promise<string> => {
+    faults = times
+    asked = 0
+    return await store.claim(randomUUID(), request).then(({ outcome }) => `${outcome} ${asked}`, (error: Error) => `${error.message} ${asked}`)
+  }
+  for (const code of ['40001', '40P01']) {
+    fault.happens = () => { throw Object.assign(new Error('in the way'), { code }) }
+    t.same([await claim(9), await claim(10)], ['acquired 10', 'in the way 10'], code)
+  }
+  fault.happens = () => { throw Object.assign(new Error('no such table'), { code: '42P01' }) }
+  t.equal(await claim(1), 'no such table 1', 'any other error is told at once')
+  // What comes between the reading and the writing of a claim leaves no row.
+  fault.happens = () => ({ rows: [] })
+  t.same([await claim(9), await claim(10)], ['acquired 10', 'PostgresStore: others were quicker 10 times 10'])
 })

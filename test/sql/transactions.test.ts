@@ -1,7 +1,10 @@
+import type { Readable } from 'node:stream'
 import { setTimeout as sleep } from 'node:timers/promises'
 import t from 'tap'
 import { MemoryStore } from '../../lib/index.ts'
 import { transactions, viaPg } from '../../lib/sql.ts'
+import { gate, until } from '../fixtures/app.ts'
+import { cutting, head } from '../fixtures/cut.ts'
 import { newDatabase, poolOf, postgresServer, run, startApp, stopPostgres } from './fixtures/app.ts'
 
 t.teardown(stopPostgres)
@@ -180,6 +183,30 @@ t.test('G18: the request body is waited for, and one that nobody has begun to re
   const headers = { 'content-type': 'text/lazy' }
   t.same((await post('k', ['he', 'llo'] as never, { path: '/read', headers })).json(), { result: 1, body: 'hello' })
   t.match((await post('l', ['he', 'llo'] as never, { path: '/unread', headers })).json(), { said: /body must be read/ })
+})
+
+t.test('G8, G18: a request body that is cut off while it is waited for is an error, and nothing is written', async t => {
+  const url = await newDatabase(await postgresServer())
+  const transaction = transactions(viaPg(poolOf(t, url)))
+  const said: string[] = []
+  const waits = gate()
+  const { app, port } = await startApp(t, { store: new MemoryStore() }, app => {
+    app.addContentTypeParser('text/lazy', (_request, payload, done) => done(null, payload))
+    app.post('/', async (request, reply) => {
+      const body = request.body as Readable
+      body.on('error', () => {}).resume()
+      const result = transaction(request, 'x', tx => tx.query(INSERT, ['k', 'x', 1]).then(() => 'ran'))
+      waits.open()
+      said.push(await result.catch((error: Error) => error.message))
+      return await reply.code(500).send()
+    })
+  })
+  const upload = await cutting(port, head('/', 'k', 'Content-Type: text/lazy\r\nContent-Length: 10\r\n') + 'five!')
+  await waits.promise
+  upload.destroy()
+  await until(async () => (await app.idempotency.inspect({ key: 'k' }))?.state === 'freed', 'the end of the handler')
+  t.same(said, ['The request body was cut off'])
+  t.same(await run(url, 'select * from effects'), [])
 })
 
 t.test('rows expire, run again, and are swept', async t => {

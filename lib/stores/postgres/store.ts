@@ -102,12 +102,12 @@ export class PostgresStore implements IdempotencyStore {
     const row = await this.#run('record', [stored(key), token, fingerprint, encoded, JSON.stringify(standing)])
     if (row === undefined) return { outcome: 'lost' }
     if (row['changed'] === 'true') return { outcome: 'recorded' }
-    return { outcome: 'known', result: resultOf(parsed(row['known'] ?? '')) }
+    return { outcome: 'known', result: resultOf(JSON.parse(String(row['known']))) }
   }
 
   async recorded (key: string): Promise<StoreStep[]> {
     const row = await this.#run('recorded', [stored(key)])
-    const steps = Object.entries(parsed(row?.['steps'] ?? '{}') as Record<string, unknown>)
+    const steps = Object.entries(JSON.parse(row?.['steps'] ?? '{}') as Record<string, unknown>)
     return steps.map(([name, standing]) => ({ name: fromBase64(name), result: resultOf(standing) }))
   }
 
@@ -147,13 +147,18 @@ export class PostgresStore implements IdempotencyStore {
     const text = this.#sql[name]
     const parameters = values.map(value => Buffer.isBuffer(value) ? value : String(value))
     const query = { text, values: parameters, ...(this.#prepare ? { name: `idempotency ${name}` } : {}) }
-    for (let round = 1; ; round++) {
+    for (let round = 1; round < MAX_ROUNDS; round++) {
       try {
-        return (await this.#pool.query(query)).rows[0] as Row | undefined
+        return await this.#first(query)
       } catch (error) {
-        if (round === MAX_ROUNDS || !CONFLICTS.has((error as { code?: unknown } | null)?.code)) throw error
+        if (!CONFLICTS.has((error as { code?: unknown } | null)?.code)) throw error
       }
     }
+    return await this.#first(query)
+  }
+
+  async #first (query: Parameters<PostgresStorePool['query']>[0]): Promise<Row | undefined> {
+    return (await this.#pool.query(query)).rows[0] as Row | undefined
   }
 }
 
@@ -192,21 +197,11 @@ function resultOf (standing: unknown): string | undefined {
   return result === undefined ? undefined : fromBase64(String(result))
 }
 
-function parsed (json: string): unknown {
-  try {
-    return JSON.parse(json)
-  } catch (cause) {
-    throw damagedSteps(cause)
-  }
-}
-
 function unknownState (state: unknown): Error {
   return new UnreadableRecordError(`The row in PostgreSQL has the unknown state ${JSON.stringify(state)}. ` +
     'Remove the key, or let it expire, before mixing releases.')
 }
 
-function damagedSteps (cause?: unknown): Error {
-  return new UnreadableRecordError(
-    'The steps recorded under the key are damaged. Remove the key, or let it expire.', { cause }
-  )
+function damagedSteps (): Error {
+  return new UnreadableRecordError('The steps recorded under the key are damaged. Remove the key, or let it expire.')
 }
