@@ -1,14 +1,7 @@
 import { ReadableStream } from 'node:stream/web'
 import { Readable, Stream } from 'node:stream'
 import * as diagnostics from 'node:diagnostics_channel'
-import { gunzipSync } from 'node:zlib'
-import compress from '@fastify/compress'
-import cookie from '@fastify/cookie'
-import cors from '@fastify/cors'
-import etag from '@fastify/etag'
-import helmet from '@fastify/helmet'
-import rateLimit from '@fastify/rate-limit'
-import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
+import type { FastifyReply, FastifyRequest } from 'fastify'
 import fc from 'fast-check'
 import t from 'tap'
 import type { IdempotencyEvent } from '../lib/index.ts'
@@ -180,51 +173,6 @@ for (const mode of STORES) {
         retry.headers['x-value'] === given.value && first.body.equals(given.body)
     }), { numRuns: 60 })
   })
-
-  for (const order of ['before', 'after'] as const) {
-    t.test(`G13: behind compress, etag, cors, helmet, cookie and rate-limit, registered ${order} the plugin (${mode})`, async t => {
-      let runs = 0
-      const neighbours = async (app: FastifyInstance): Promise<void> => {
-        await app.register(compress, { threshold: 0 })
-        await app.register(etag)
-        await app.register(cors, { origin: true })
-        await app.register(helmet)
-        await app.register(cookie)
-        await app.register(rateLimit, { max: 100 })
-      }
-      const { post } = await start(t, mode, {
-        before: async app => { if (order === 'before') await neighbours(app) },
-        routes: async app => {
-          if (order === 'after') await neighbours(app)
-          app.post('/', async (_request, reply) => {
-            runs++
-            return await reply.setCookie('session', 'secret').send({ text: 'x'.repeat(1_000) })
-          })
-        }
-      })
-      const as = async (origin: string, encoding: string) => await post(
-        'k', '{}', { headers: { ...headersOf({ key: 'k', body: '' }), origin, 'accept-encoding': encoding } }
-      )
-      const first = await as('https://a.example', 'gzip')
-      const retry = await as('https://a.example', 'gzip')
-      t.equal(retry.replayed, true)
-      t.same(lines(retry, 'set-cookie', 'x-ratelimit-remaining', 'x-ratelimit-reset'), lines(
-        first, 'set-cookie', 'x-ratelimit-remaining', 'x-ratelimit-reset'
-      ))
-      t.ok(gunzipSync(retry.body).equals(gunzipSync(first.body)))
-      t.equal(first.headers['set-cookie']?.length, 1)
-      t.equal(retry.headers['set-cookie'], undefined)
-      t.equal(Number(retry.headers['x-ratelimit-remaining']), Number(
-        first.headers['x-ratelimit-remaining']
-      ) - 1, 'rate limits are live, and replays count')
-      const other = await as('https://b.example', 'identity')
-      t.equal(other.headers['access-control-allow-origin'], 'https://b.example')
-      t.ok(other.body.equals(gunzipSync(first.body)))
-      t.ok(first.headers.etag)
-      t.equal(other.headers.etag, first.headers.etag)
-      t.equal(runs, 1)
-    })
-  }
 
   t.test(`G13: hooks that change the payload do not change a replay twice (${mode})`, async t => {
     let count = 0

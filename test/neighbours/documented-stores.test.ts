@@ -10,7 +10,7 @@ import { startRedis } from '../fixtures/redis.ts'
 
 const root = fileURLToPath(new URL('../..', import.meta.url))
 /** Where nothing else looks for code, and packages resolve. */
-const folder = `${root}test/fixtures/.documented-${process.pid}/`
+const folder = `${root}test/neighbours/.documented-${process.pid}/`
 await mkdir(folder)
 t.teardown(async () => { await rm(folder, { recursive: true, force: true }) })
 

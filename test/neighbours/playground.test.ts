@@ -2,9 +2,9 @@ import { once } from 'node:events'
 import { chromium } from 'playwright-core'
 import t from 'tap'
 import { until } from '../fixtures/app.ts'
-import { faint, nameless } from '../fixtures/accessibility.ts'
+import { faint, nameless } from './fixtures/accessibility.ts'
 import { findChromium } from '../fixtures/get-chromium.js'
-import { livingInstances, Person, startExample } from '../fixtures/person.ts'
+import { livingInstances, Person, startExample } from './fixtures/person.ts'
 
 /** The playground in a real browser, by what a person sees. `SCREENSHOTS=folder` keeps pictures of the scenes. */
 

@@ -8,12 +8,12 @@ import Fastify, { type FastifyInstance } from 'fastify'
 import t from 'tap'
 import idempotency, { MemoryStore, type FastifyIdempotencyOptions } from '../../lib/index.ts'
 import { redisServer, start, stopRedis, STORES, type Mode } from '../fixtures/app.ts'
-import { beyond } from '../fixtures/neighbours/beyond.ts'
-import { bodies } from '../fixtures/neighbours/bodies.ts'
-import { identity } from '../fixtures/neighbours/identity.ts'
-import { ORDERS, table } from '../fixtures/neighbours/neighbour.ts'
-import { responses } from '../fixtures/neighbours/responses.ts'
-import { traffic } from '../fixtures/neighbours/traffic.ts'
+import { beyond } from './fixtures/beyond.ts'
+import { bodies } from './fixtures/bodies.ts'
+import { identity } from './fixtures/identity.ts'
+import { ORDERS, table } from './fixtures/neighbour.ts'
+import { responses } from './fixtures/responses.ts'
+import { traffic } from './fixtures/traffic.ts'
 
 t.teardown(stopRedis)
 

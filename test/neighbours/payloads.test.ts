@@ -8,7 +8,7 @@ import helmet from '@fastify/helmet'
 import rateLimit from '@fastify/rate-limit'
 import type { FastifyInstance, FastifyReply } from 'fastify'
 import t from 'tap'
-import { headersOf, lines, MODES, start, stopRedis, type Answer } from './fixtures/app.ts'
+import { headersOf, lines, MODES, start, stopRedis, STORES, type Answer } from '../fixtures/app.ts'
 
 /**
  * Every kind of payload, behind the plugins that change payloads and headers: what a client reads is the same again.
@@ -97,6 +97,43 @@ for (const mode of MODES) {
         }
         t.equal(runs[name], 1, name)
       }
+    })
+  }
+}
+
+for (const mode of STORES) {
+  for (const order of ['before', 'after'] as const) {
+    t.test(`G13: live headers stay live behind them, registered ${order} the plugin (${mode})`, async t => {
+      let runs = 0
+      const { post } = await start(t, mode, {
+        before: async app => { if (order === 'before') await neighbours(app) },
+        routes: async app => {
+          if (order === 'after') await neighbours(app)
+          app.post('/', async (_request, reply) => {
+            runs++
+            return await reply.setCookie('session', 'secret').send({ text: 'x'.repeat(1_000) })
+          })
+        }
+      })
+      const as = async (origin: string, encoding: string) => await post(
+        'k', '{}', { headers: { ...headersOf({ key: 'k', body: '' }), origin, 'accept-encoding': encoding } }
+      )
+      const first = await as('https://a.example', 'gzip')
+      const retry = await as('https://a.example', 'gzip')
+      t.equal(retry.replayed, true)
+      t.same(lines(retry, ...LIVE), lines(first, ...LIVE))
+      t.ok(gunzipSync(retry.body).equals(gunzipSync(first.body)))
+      t.equal(first.headers['set-cookie']?.length, 1)
+      t.equal(retry.headers['set-cookie'], undefined)
+      t.equal(Number(retry.headers['x-ratelimit-remaining']), Number(
+        first.headers['x-ratelimit-remaining']
+      ) - 1, 'rate limits are live, and replays count')
+      const other = await as('https://b.example', 'identity')
+      t.equal(other.headers['access-control-allow-origin'], 'https://b.example')
+      t.ok(other.body.equals(gunzipSync(first.body)))
+      t.ok(first.headers.etag)
+      t.equal(other.headers.etag, first.headers.etag)
+      t.equal(runs, 1)
     })
   }
 }
