@@ -722,7 +722,7 @@ for (const mode of STORES) {
 
   t.test(`G13: a large stream to a client that reads slowly (${mode})`, async t => {
     const { port, post } = await start(t, mode, {
-      options: { maxResponseBytes: 20_000_000 },
+      options: { maxResponseBytes: 20_000_000, storeTimeout: 30_000 },
       routes: app => app.post(
         '/', async () => Readable.from(Array.from({ length: 200 }, () => Buffer.alloc(50_000, 'x')))
       )
