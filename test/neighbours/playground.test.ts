@@ -133,7 +133,7 @@ for (const [name, button, asks, sentences, card, next] of [
     `1 A was killed after it had charged the card, before it could answer. ${KILLED}`,
     'The lease had run out, so B took the key over: attempt 2. It asked the provider, found the charge of the attempt before, and did not charge the card again. 201'
   ], ['Charged once.', 'by A €42.00'], 'without'],
-  ['step', 'Kill A after a recorded step', false, [
+  ['step', 'Kill A after the step', false, [
     `1 A charged the card in a step, and the step was recorded; then it was killed, before it could answer. ${KILLED}`,
     'The lease had run out, so B took the key over: attempt 2. It found the step recorded, went on after it without asking the provider, and answered. 201'
   ], ['Charged once.', 'by A €42.00'], 'ask']
@@ -149,8 +149,8 @@ for (const [name, button, asks, sentences, card, next] of [
     t.equal(String(rest.pop()).slice(2), sentences[1])
     for (const told of rest) t.match(told, HELD_BY_DEAD)
     t.same(await person.card(), card)
-    t.equal(await person.page.locator('#picture .coin').count(), card.length - 1, 'charges at the provider')
-    t.equal(await person.page.locator('#picture .ask').count(), asks ? 1 : 0, 'questions to the provider')
+    const drawn = async (what: string): Promise<number> => await person.page.locator(`#picture .${what}`).count()
+    t.same([await drawn('coin'), await drawn('ask')], [card.length - 1, asks ? 1 : 0], 'charges, and questions')
     t.same(await person.next(), [next])
     const living = livingInstances(server)
     t.same([
@@ -212,17 +212,23 @@ t.test('G16: a step that was recorded before the kill, on a phone', { buffered: 
   const server = await startExample(t, process.execPath, '.build/examples/server.js')
   const person = await Person.open(t, browser, server.url, { viewport: { width: 360, height: 740 } })
   const { page } = person
-  const button = page.getByRole('button', { name: 'Kill A after a recorded step', exact: true })
+  const button = page.getByRole('button', { name: 'Kill A after the step', exact: true })
   t.match(
     await page.locator(`#${await button.getAttribute('aria-describedby')}`).innerText(),
     /^A step is a part of the handler whose result is recorded/, 'the term is explained where it comes first'
   )
   const [before] = (await page.locator('body').innerText()).split(/\bsteps?\b/i)
-  t.match(before, /Kill A after a recorded $/, '… and nowhere before')
-  await person.press('Kill A after a recorded step')
-  t.same(await person.inSight('#times', '[data-scene=step]', '#ask'), [true, true, true], 'the counter, the button, and what is next')
+  t.match(before, /Kill A after the $/, '… and nowhere before')
+  await person.press('Kill A after the step')
+  t.same(
+    await person.inSight('#times', '[data-scene=step]', '#ask'), [true, true, true],
+    'the counter, the button, and what is next'
+  )
   t.equal(await page.locator('#times').innerText(), '1×')
-  t.equal(await page.locator('#lesson').innerText(), 'A recorded step is not run again. Had A died before the record? Ask the provider first.')
+  t.equal(
+    await page.locator('#lesson').innerText(),
+    'A recorded step is not run again. Had A died before the record? Ask the provider first.'
+  )
   t.equal(await page.evaluate('document.documentElement.scrollWidth'), 360, 'nothing scrolls sideways')
   for (const colorScheme of ['light', 'dark'] as const) {
     await page.emulateMedia({ colorScheme })
