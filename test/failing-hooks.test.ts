@@ -1,4 +1,5 @@
 import compress from '@fastify/compress'
+import { once } from 'node:events'
 import { gunzipSync } from 'node:zlib'
 import { Readable } from 'node:stream'
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
@@ -192,4 +193,38 @@ async function http2Test (t: Test, mode: Mode): Promise<void> {
       t.same(await post(name, path), { ...first, replayed: true }, `${name}, ${how}`)
     }
   }
+}
+
+for (const mode of MODES) {
+  t.test(`G4, G8: a failure whose upload nobody read, and that an error handler turns into a success, is kept for its body (${mode})`, async t => {
+    let runs = 0
+    const { call } = await start(t, mode, {
+      before: app => {
+        app.addContentTypeParser('text/lazy', (_request, payload, done) => { done(null, payload) })
+        app.setErrorHandler((_error, _request, reply) => { reply.code(200).send('handled') })
+      },
+      routes: app => {
+        let uploaded: Promise<unknown>
+        // Behind the plugin's own, as another plugin would add it.
+        app.addHook('onRoute', route => {
+          route.onSend = [route.onSend ?? []].flat().concat(async (_request, reply) => {
+            if (reply.statusCode !== 503) return
+            await uploaded
+            throw new Error('hook')
+          })
+        })
+        app.post('/', async (request, reply) => {
+          runs++
+          uploaded = once(request.raw, 'end')
+          return await reply.code(503).send('busy')
+        })
+      }
+    })
+    const headers = { 'content-type': 'text/lazy', 'idempotency-key': 'k' }
+    const chunks = Array<string>(10).fill('x'.repeat(65_536))
+    t.match(await call({ body: chunks, headers }), { status: 200, text: 'handled', replayed: false })
+    t.match(await call({ body: [...chunks, 'y'], headers }), { status: 409, text: /idempotency_key_mismatch/ })
+    t.match(await call({ body: chunks, headers }), { status: 200, text: 'handled', replayed: true })
+    t.equal(runs, 1)
+  })
 }

@@ -174,9 +174,16 @@ export class RequestBody {
     })
   }
 
-  /** Lets the rest of an unwanted body pass, so that the connection can be used again. */
+  /** Lets the rest of an unwanted body pass, so that the connection can be used again: it is never whole. */
   discard (): void {
-    if (!this.whole) this.#stream.off('data', onData).resume()
+    if (this.whole) return
+    this.#cut = true
+    this.#stream.off('data', onData).resume()
+  }
+
+  /** The same, where another reply may come that is an outcome. */
+  letPass (): void {
+    if (!this.whole) this.#stream.resume()
   }
 
   arrived (chunk: Buffer | string): void {
@@ -238,10 +245,8 @@ export class RequestBody {
 
   ended (): void {
     // Over HTTP/2, Node.js ends a body that was cut off as if it were whole; but then its stream is closed already.
-    if ((this.#request.raw as { stream?: { closed: boolean } }).stream?.closed === true) {
-      this.#cut = true
-      return this.#settle(cutOff())
-    }
+    if ((this.#request.raw as { stream?: { closed: boolean } }).stream?.closed === true) this.#cut = true
+    if (this.#cut) return this.#settle(cutOff())
     this.whole = true
     this.#hash ??= this.#multipart?.end()
     // Node.js would do it after the response, at a higher price.
