@@ -12,7 +12,7 @@ const ROOMS = {
   config: ['protocol', 'stores'],
   request: [],
   response: ['stores/contract.ts'],
-  'events.ts': ['protocol/errors.ts'],
+  'events.ts': ['protocol/errors.ts', 'util'],
   lease: ['protocol', 'stores', 'config', 'events.ts', 'util'],
   'operator.ts': ['lease', 'protocol', 'stores'],
   lifecycle: ['util', 'stores', 'protocol', 'config', 'request', 'response', 'events.ts', 'lease'],

@@ -1,6 +1,7 @@
 import { channel, type Channel } from 'node:diagnostics_channel'
 import type { FastifyRequest } from 'fastify'
 import type { IdempotencyErrorCode } from './protocol/errors.ts'
+import { errorFrom } from './util/promise.ts'
 
 /** Each has the channel `fastify-idempotency:<name>` of node:diagnostics_channel. */
 export const IDEMPOTENCY_EVENTS = [
@@ -69,8 +70,7 @@ function eventOf (
  * What the log may have of a store's error: ioredis puts the arguments of the command on it,
  * which are a response's body among others.
  */
-export function loggable (error: unknown): unknown {
-  if (!(error instanceof Error)) return error
-  const { name, message, stack, code } = error as NodeJS.ErrnoException
+export function loggable (error: unknown): Error {
+  const { name, message, stack, code } = errorFrom(error) as NodeJS.ErrnoException
   return Object.assign(new Error(message), { name, stack, code })
 }

@@ -4,7 +4,7 @@ import { unreplayable, whenOver } from '../protocol/settlement.ts'
 import { capture, WITHOUT_CONTENT } from '../response/outcome.ts'
 import type { StoreOutcome } from '../stores/contract.ts'
 import { errorFrom } from '../util/promise.ts'
-import { hasClosed, type Exchange } from './exchange.ts'
+import { hasClosed, holdsKey, type Exchange, type Holding } from './exchange.ts'
 import { progressOf } from './handler-run.ts'
 import { hasEnded } from './outgoing.ts'
 
@@ -44,8 +44,8 @@ export function checkOver ({ holder }: Lease, now: number): void {
  * failed.
  */
 export function afterClose (exchange: Exchange, now: number, failed = false): void {
-  const { lease, reply, answeredFor, run, admission, body } = exchange
-  if (lease?.state !== 'held') return
+  if (!holdsKey(exchange) || exchange.lease.state !== 'held') return
+  const { reply, answeredFor, run, admission, body } = exchange
   if (failed && answeredFor) return settleWith(exchange, undefined)
   run?.watch(value => handlerEnded(exchange, value), () => handlerFailed(exchange))
   const facts = {
@@ -80,17 +80,17 @@ export function handlerFailed (exchange: Exchange): void {
   const { run, reply } = exchange
   if (run === undefined) return
   run.to('ended')
-  if (exchange.answeredFor || (hasEnded(reply) && hasClosed(exchange))) afterClose(exchange, performance.now(), true)
+  if (exchange.answeredFor || (reply.sent && hasClosed(exchange))) afterClose(exchange, performance.now(), true)
 }
 
-function settleUnseen (exchange: Exchange): void {
+function settleUnseen (exchange: Holding): void {
   const { statusCode } = exchange.reply.raw
   if (!exchange.answeredFor && !mayBeKept(exchange, statusCode)) return settleWith(exchange, undefined)
   whenWhole(exchange, () => settleWith(exchange, unreplayable(statusCode, exchange.knownFingerprint())))
 }
 
 /** Only a status that has no content can be replayed: nobody knows what else would have been sent. */
-function settleEmpty (exchange: Exchange): void {
+function settleEmpty (exchange: Holding): void {
   const { reply, route } = exchange
   whenWhole(exchange, () => {
     if (!mayBeKept(exchange, reply.statusCode)) return settleWith(exchange, undefined)
@@ -124,23 +124,19 @@ function logFailure ({ request, id }: Exchange, thrown: unknown): void {
 }
 
 /** A key settles only for a whole body; one that was cut off frees it. */
-function whenWhole (exchange: Exchange, done: () => void): void {
+function whenWhole (exchange: Holding, done: () => void): void {
   const { lease, body } = exchange
   if (body.whole) return done()
-  lease?.to('collecting')
+  lease.to('collecting')
   exchange.readRest('answered', error => error === undefined ? done() : settleWith(exchange, undefined))
 }
 
-function settleWith (exchange: Exchange, outcome: StoreOutcome | undefined): void {
-  const { core, lease, reply } = exchange
-  if (lease === undefined) return
+function settleWith ({ core, lease, reply }: Holding, outcome: StoreOutcome | undefined): void {
   const status = reply.raw.headersSent ? reply.statusCode : undefined
   settle(core, lease, { outcome, status }, () => {})
 }
 
 /** To be called when a claim has come too late: the response is over, and nothing has run. */
-export function releaseUnused (exchange: Exchange, done: () => void): void {
-  const { core, lease } = exchange
-  if (lease === undefined || !hasClosed(exchange)) return done()
+export function releaseUnused ({ core, lease }: Holding, done: () => void): void {
   settle(core, lease, { outcome: undefined, status: undefined }, done)
 }

@@ -16,7 +16,7 @@ import { answer, refuse } from './answer.ts'
 import type { Core } from './core.ts'
 import { refuseForeign } from './binding.ts'
 import { recoverRawBody } from './early-body.ts'
-import { hasClosed, type Exchange } from './exchange.ts'
+import { hasClosed, type Exchange, type Holding } from './exchange.ts'
 import { watchReply } from './handler.ts'
 import { unwatchEarly } from './outgoing.ts'
 import { Waiter } from './wait.ts'
@@ -174,7 +174,7 @@ function granted (exchange: Exchange, found: StoreClaim, sent: number, done: Don
   else done()
 }
 
-function startLease (exchange: Exchange, takeover: boolean, sent: number): void {
+function startLease (exchange: Exchange, takeover: boolean, sent: number): asserts exchange is Holding {
   const { core, request, attempt, id } = exchange
   exchange.lease = new Lease(exchange, sent)
   exchange.headersBefore = exchange.reply.getHeaders()

@@ -23,6 +23,13 @@ export function exchangeOf (request: FastifyRequest): Exchange | undefined {
   return (request as Slot)[kExchange]
 }
 
+/** One that was granted its key. */
+export type Holding = Exchange & { lease: Lease }
+
+export function holdsKey (exchange: Exchange): exchange is Holding {
+  return exchange.lease !== undefined
+}
+
 /** One request that may carry a key, and its reply, on their way through the plugin. */
 export class Exchange implements Holder {
   readonly core: Core

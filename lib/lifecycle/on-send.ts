@@ -6,8 +6,8 @@ import { cancel, held, isStream, tee, type ByteStream } from '../response/tee.ts
 import type { StoreOutcome } from '../stores/contract.ts'
 import { errorFrom } from '../util/promise.ts'
 import { isBetterAsBytes, refusedPayload, replacedPayload, replayedPayload } from './answer.ts'
-import { exchangeOf, type Exchange } from './exchange.ts'
-import { holdBack, noteBegun, undoOvertaking } from './outgoing.ts'
+import { exchangeOf, holdsKey, type Exchange, type Holding } from './exchange.ts'
+import { holdBack, noteBegun, PASSING, undoOvertaking } from './outgoing.ts'
 import { isRefused, takeRefusal } from './refusal.ts'
 
 type Done = (error?: Error | null, payload?: unknown) => void
@@ -28,14 +28,14 @@ export function onSend (declaredEarly: boolean, isLast: () => boolean): onSendHo
       return request.log.warn({ idempotencyId: exchange.id }, 'idempotency: a reply is already on its way; this ' +
         'one is dropped')
     }
-    const { replay, lease, claim, body } = exchange
+    const { replay, claim, body } = exchange
     if (replay !== undefined) return done(null, replayedPayload(exchange, replay, isLast()))
-    if (lease === undefined || lease.isFinal) {
+    if (!holdsKey(exchange) || exchange.lease.isFinal) {
       // Answered by another hook, before the key was claimed, or with a refusal.
       if (claim !== 'bypassed') body.discard()
       return isRefused(request) ? refuseInPlace(request, reply, exchange, done as Done) : done()
     }
-    if (lease.isOver && reply.raw.headersSent) return done()
+    if (exchange.lease.isOver && reply.raw.headersSent) return done()
     pass(exchange, payload, isLast(), done as Done)
   }
 }
@@ -49,8 +49,8 @@ function refuseInPlace (
   else done(refused.error, refused.payload)
 }
 
-function pass (exchange: Exchange, payload: unknown, last: boolean, done: Done): void {
-  exchange.outgoing = 'passing'
+function pass (exchange: Holding, payload: unknown, last: boolean, done: Done): void {
+  exchange.outgoing = PASSING
   exchange.passes++
   if (exchange.run === undefined) noteBegun(exchange.reply)
   try {
@@ -60,10 +60,10 @@ function pass (exchange: Exchange, payload: unknown, last: boolean, done: Done):
     if (exchange.outgoing === undefined) throw error
     leave(exchange, done, errorFrom(error))
   }
-  if (exchange.outgoing === 'passing') holdBack(exchange)
+  if (exchange.outgoing === PASSING) holdBack(exchange)
 }
 
-function decide (exchange: Exchange, payload: unknown, last: boolean, done: Done): void {
+function decide (exchange: Holding, payload: unknown, last: boolean, done: Done): void {
   const { request, reply, body, admission, answeredFor, started } = exchange
   const content = isResponse(payload) ? unwrapResponse(reply, payload) : payload
   const cacheable = !answeredFor && !isRefused(request) && exchange.isCacheable(reply.statusCode)
@@ -78,12 +78,12 @@ function decide (exchange: Exchange, payload: unknown, last: boolean, done: Done
 }
 
 /** The rest of the body decides: whole, the reply is an outcome; cut off, it is none. */
-function readBody (exchange: Exchange, content: unknown, last: boolean, done: Done): void {
-  exchange.lease?.to('collecting')
+function readBody (exchange: Holding, content: unknown, last: boolean, done: Done): void {
+  exchange.lease.to('collecting')
   exchange.readRest('keep', error => {
     undoOvertaking(exchange)
     // The body is there: the reply decides again, or what comes in its place where an option fails now.
-    if (exchange.lease?.state === 'collecting') exchange.lease.to('held')
+    if (exchange.lease.state === 'collecting') exchange.lease.to('held')
     try {
       if (error === undefined) complete(exchange, content, last, done)
       else release(exchange, content, done)
@@ -94,14 +94,14 @@ function readBody (exchange: Exchange, content: unknown, last: boolean, done: Do
   })
 }
 
-function release (exchange: Exchange, content: unknown, done: Done): void {
+function release (exchange: Holding, content: unknown, done: Done): void {
   if (isStream(content)) return settleReply(exchange, undefined, held(content), done)
   // A stream may be the request's own body, read by the response.
-  exchange.body.discard()
+  exchange.body.letPass()
   settleReply(exchange, undefined, copyOf(content), done)
 }
 
-function complete (exchange: Exchange, content: unknown, last: boolean, done: Done): void {
+function complete (exchange: Holding, content: unknown, last: boolean, done: Done): void {
   const { reply, route } = exchange
   const headers = reply.getHeaders()
   const fingerprint = exchange.body.whole ? fingerprintOf(exchange) : ''
@@ -145,9 +145,8 @@ function fingerprintOf (exchange: Exchange): string {
   }
 }
 
-function settleReply (exchange: Exchange, outcome: StoreOutcome | undefined, payload: unknown, done: Done): void {
+function settleReply (exchange: Holding, outcome: StoreOutcome | undefined, payload: unknown, done: Done): void {
   const { core, lease, request, reply } = exchange
-  if (lease === undefined) return
   settle(core, lease, { outcome, status: reply.statusCode }, instead => {
     const refusal = takeRefusal(request)
     const verdict = instead ?? (refusal === undefined ? undefined : { refuse: refusal.error })
@@ -170,11 +169,11 @@ function copyOf (payload: unknown): unknown {
 /**
  * Stores a stream when it ends, once the request's body is whole as well, and unless another reply has come instead.
  */
-function storeStream (exchange: Exchange, outcome: StoreOutcome, source: ByteStream): unknown {
+function storeStream (exchange: Holding, outcome: StoreOutcome, source: ByteStream): unknown {
   const { core, lease, body, route, passes } = exchange
-  lease?.to('collecting')
+  lease.to('collecting')
   const end = (result: StoreOutcome | undefined): Promise<boolean> => new Promise(resolve => {
-    if (lease === undefined || passes !== exchange.passes) return resolve(true)
+    if (passes !== exchange.passes) return resolve(true)
     settle(core, lease, { outcome: result, status: outcome.status }, instead => resolve(instead === undefined))
   })
   const whole = (): Promise<boolean> => new Promise(resolve => {
@@ -189,14 +188,14 @@ function storeStream (exchange: Exchange, outcome: StoreOutcome, source: ByteStr
         bytes === undefined ? unreplayable(outcome.status, fingerprint) : { ...outcome, fingerprint, body: bytes }
       )
     },
-    async () => { if (lease?.state === 'collecting') await end(undefined) })
+    async () => { if (lease.state === 'collecting') await end(undefined) })
 }
 
 function leave (exchange: Exchange, done: Done, error: Error | null, payload?: unknown): void {
   undoOvertaking(exchange)
   const { outgoing } = exchange
   exchange.outgoing = undefined
-  if (outgoing === 'passing') return done(error, payload)
+  if (outgoing === PASSING) return done(error, payload)
   try {
     done(error, payload)
   } catch (thrown) {
