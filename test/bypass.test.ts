@@ -140,6 +140,22 @@ for (const onStoreError of ['reject', 'bypass'] as const) {
   })
 }
 
+for (const mode of first) {
+  t.test(`G10: a request that passes by the store runs as without the plugin, whatever its handler does (${mode})`, async t => {
+    const { post } = await start(t, mode, {
+      options: { store: faulty({ claim: fails }), ...BYPASS },
+      routes: app => {
+        app.post('/', async request => request.idempotency.attempt)
+        app.post('/fails', async () => { throw Object.assign(new Error('broken'), { statusCode: 418 }) })
+      }
+    })
+    for (let i = 0; i < 2; i++) {
+      t.match(await post('k', '{}'), { status: 200, text: '1', replayed: false })
+      t.match(await post('k', '{}', { path: '/fails' }), { status: 418, text: /broken/, replayed: false })
+    }
+  })
+}
+
 const NONE = [
   'QUEUED', 'OK', 1, 0, true, null, undefined, [], {},
   { outcome: 'acquired' }, { outcome: 'held', attempt: 1 }, { outcome: 'completed', attempt: 1 }

@@ -116,3 +116,25 @@ t.test('G12: an earlier route of several methods is served though its first requ
   await app.inject('/')
   t.same([await postTo(app, '/'), await postTo(app, '/')], [false, true])
 })
+
+t.test('G12: earlier routes that share no part of their URLs are named', async t => {
+  const { app, said } = await early(t, app => {
+    for (const url of ['*', '/users']) app.post(url, handler)
+  })
+  t.same(new Set(said[0]?.routes), new Set(['POST *', 'POST /users']))
+  t.same([await postTo(app, '/any'), await postTo(app, '/any')], [false, true])
+})
+
+t.test('G12: beside earlier routes, later ones are served by their own hooks', async t => {
+  const { app, said } = await early(t, app => {
+    app.post('/earlier', handler)
+    app.register(async app => {
+      app.post('/later', { config: { idempotency: { hook: 'preHandler' } } }, handler)
+      app.post('/out', { config: { idempotency: false } }, handler)
+    })
+  })
+  t.same(said[0]?.routes, ['POST /earlier'])
+  for (const url of ['/earlier', '/later', '/out']) {
+    t.same([await postTo(app, url, 'POST', url), await postTo(app, url, 'POST', url)], [false, url !== '/out'], url)
+  }
+})

@@ -1,8 +1,10 @@
 import * as http from 'node:http'
 import type { FastifyInstance } from 'fastify'
 import t from 'tap'
+import { MemoryStore } from '../lib/index.ts'
 import type { FastifyIdempotencyOptions } from '../lib/index.ts'
 import { MODES, start, stopRedis, type Answer, type TestApp } from './fixtures/app.ts'
+import { startHttp2 } from './fixtures/http2.ts'
 
 /** What makes two requests the same: the URL as it was sent, and what told the route apart from others. */
 
@@ -144,3 +146,12 @@ for (const mode of MODES) {
     t.equal(runs, 8)
   })
 }
+
+t.test('G11: over HTTP/2, the authority counts as the host of the route', async t => {
+  const { post } = await startHttp2(t, { store: new MemoryStore() }, constrained)
+  const first = await post('k', '/host', '{}', 'a.example')
+  t.same([first.text, first.replayed], ['a.example', false])
+  t.equal((await post('k', '/host', '{}', 'a.example')).replayed, true)
+  const other = await post('k', '/host', '{}', 'b.example')
+  t.same([other.status, /"code":"(\w+)"/.exec(other.text)?.[1]], [409, 'idempotency_key_mismatch'], 'another tenant')
+})

@@ -2,7 +2,7 @@ import { inspect } from 'node:util'
 import { Readable } from 'node:stream'
 import type { FastifyRequest } from 'fastify'
 import t from 'tap'
-import { MODES, start, stopRedis } from './fixtures/app.ts'
+import { gate, MODES, start, stopRedis, STORES, until } from './fixtures/app.ts'
 
 /** What handlers, parsers and loggers may do that is odd: nothing of it shows what is kept, or breaks a request. */
 
@@ -144,5 +144,39 @@ for (const mode of MODES) {
       t.match(await post(key, body, { headers: headers(key) }), { status: 200, text: body, replayed: true })
       t.match(await post(key, `${body}y`, { headers: headers(key) }), { status: 409 })
     }
+  })
+}
+
+for (const mode of STORES) {
+  t.test(`G6, G8: a handler that destroys its upload and sends a header that cannot be sent: the key is free (${mode})`, async t => {
+    const errors: string[] = []
+    const sent = gate()
+    let [runs, odd] = [0, true]
+    const served = await start(t, mode, {
+      before: app => app.addContentTypeParser('text/lazy', (_request, payload, done) => { done(null, payload) }),
+      routes: app => app.post('/', {
+        errorHandler: (error, _request, reply) => {
+          errors.push(error.code)
+          reply.removeHeader('x-bad').code(500).send('failed')
+        }
+      }, (request, reply) => {
+        runs++
+        const body = request.body as Readable
+        if (odd) {
+          body.on('error', () => {}).destroy()
+          reply.raw.once('close', sent.open)
+          reply.header('x-bad', 'a\u0100b').send('never')
+        } else {
+          body.resume().on('end', () => { reply.send('ok') })
+        }
+      })
+    })
+    const headers = { 'content-type': 'text/lazy', 'idempotency-key': 'k' }
+    await t.rejects(served.call({ body: ['a', 'b'], headers }), { code: 'ECONNRESET' })
+    await sent.promise
+    await until(async () => (await served.app.idempotency.inspect({ key: 'k' }))?.state === 'freed', 'a free key')
+    t.same(errors, ['ERR_INVALID_CHAR'], 'as without the plugin')
+    odd = false
+    t.same([(await served.call({ body: 'ab', headers })).text, runs], ['ok', 2])
   })
 }

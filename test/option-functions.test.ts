@@ -86,6 +86,27 @@ for (const mode of MODES) {
   })
 }
 
+for (const mode of MODES) {
+  t.test(`G1, G6: a fingerprint that fails for the reply of a hook: a 500, and the key is free (${mode})`, async t => {
+    let [runs, fails] = [0, true]
+    const fingerprint = (): string => {
+      if (fails) throw new Error('broken')
+      return 'same'
+    }
+    const served = await start(t, mode, {
+      before: app => app.addHook('preHandler', async (_request, reply) => await reply.send('by a hook')),
+      routes: app => app.post('/', { config: { idempotency: { fingerprint } } }, async () => `run ${++runs}`)
+    })
+    t.match(await served.post('k', '{}'), { status: 500, text: /broken/ })
+    t.equal(await stateOf(served, 'k'), 'freed')
+    fails = false
+    for (const replayed of [false, true]) {
+      t.match(await served.post('k', '{}'), { status: 200, text: 'by a hook', replayed })
+    }
+    t.equal(runs, 0)
+  })
+}
+
 /** The handler gets the stream itself, and may reply before it is read. */
 const passStream = (app: FastifyInstance): unknown => app.addContentTypeParser(
   'application/octet-stream', (_request, payload, done) => { done(null, payload) }

@@ -38,6 +38,23 @@ for (const mode of STORES) {
     await brief
   })
 
+  t.test(`inFlight: a route may reject where the others wait (${mode})`, async t => {
+    const [entered, finish] = [gate(), gate()]
+    const { post } = await start(t, mode, {
+      options: { inFlight: { wait: 60_000 } },
+      routes: app => app.post('/', { config: { idempotency: { inFlight: 'reject' } } }, async () => {
+        entered.open()
+        await finish.promise
+        return 'ok'
+      })
+    })
+    const holder = post('k', '{}')
+    await entered.promise
+    t.equal((await post('k', '{}')).json().code, 'idempotency_in_progress')
+    finish.open()
+    t.equal((await holder).text, 'ok')
+  })
+
   t.test(`inFlight wait: a duplicate runs once the key has come free, with its body (${mode})`, async t => {
     let [runs, claims] = [0, 0]
     let [entered, finish] = [gate(), gate()]

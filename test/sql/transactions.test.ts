@@ -63,6 +63,12 @@ t.test('a request without a key has a plain transaction', async t => {
       await tx.query(INSERT, ['throws', 'x', 1])
       throw new Error('no')
     }))
+    app.post('/aborted', async request => await transaction(request, 'x', async tx => {
+      await tx.query(INSERT, ['aborted', 'x', 1])
+      // PostgreSQL answers COMMIT with ROLLBACK then.
+      await tx.query('select from nowhere').catch(() => {})
+      return 'not committed'
+    }))
     app.post('/opted-out', { config: { idempotency: false } }, async request => await transaction(request, 'x', tx => tx.query(INSERT, ['out', 'x', 1]).then(() => 1)))
   })
   t.same((await post(undefined)).json(), { at: '1970-01-01T00:00:00.000Z' })
@@ -72,6 +78,7 @@ t.test('a request without a key has a plain transaction', async t => {
   t.equal((await post(undefined)).status, 500)
   conflicts = 0
   t.equal((await post(undefined, '{}', { path: '/throws' })).status, 500)
+  t.match((await post(undefined, '{}', { path: '/aborted' })).json(), { statusCode: 500, message: 'The transaction was not committed: ROLLBACK' })
   t.equal((await post('k', '{}', { path: '/opted-out' })).status, 200)
   t.equal((await post('k', '{}', { path: '/opted-out' })).status, 200)
   t.same((await run(url, 'select key, count(*)::int from effects group by key order by key')), [{ key: 'none', count: 2 }, { key: 'out', count: 2 }])
