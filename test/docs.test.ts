@@ -3,8 +3,9 @@ import { dirname, join, relative } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import t from 'tap'
 import ts from 'typescript'
+import { documentedOptions } from './fixtures/options-page.ts'
 
-/** The docs have a heading for each option, error code and export, and no link of theirs leads nowhere. */
+/** The docs have a heading for each option, error code and export, and options their types; no link leads nowhere. */
 
 const root = fileURLToPath(new URL('..', import.meta.url))
 const pages = ['README.md', 'CHANGELOG.md', 'CONTRIBUTING.md', 'SECURITY.md', 'benchmarks/README.md',
@@ -59,11 +60,31 @@ t.test('the README is one page', async t => {
   t.ok(words >= 900 && words <= 1_400, `${words} words`)
 })
 
+const { options } = ts.parseJsonConfigFileContent(
+  ts.readConfigFile(`${root}tsconfig.json`, ts.sys.readFile).config, ts.sys, root
+)
+/** A file that is there for the compiler alone; a line of it compiles where the page has the type of an option. */
+const typesPage = `${root}test/fixtures/types/options-page.ts`
+const documented = documentedOptions()
+const claims = `
+  import type { FastifyRequest } from 'fastify'
+  import type { FastifyIdempotencyOptions as Options, IdempotencyError, IdempotencyErrorCode, IdempotencyStore, RedisStoreClient } from '../../../lib/index.ts'
+  import { is, type Equal } from './expect.ts'
+  type Duration = number | string
+  ${documented.map(({ name, type }) => `is<Equal<Exclude<Options['${name}'], undefined>, ${type}>>()`).join('\n')}
+`
+const host = ts.createCompilerHost(options)
+const fromDisk = { ...host }
+host.fileExists = name => name === typesPage || fromDisk.fileExists(name)
+host.readFile = name => name === typesPage ? claims : fromDisk.readFile(name)
+host.getSourceFile = (name, version, ...rest) => name === typesPage
+  ? ts.createSourceFile(name, claims, version)
+  : fromDisk.getSourceFile(name, version, ...rest)
+
 /** The names that an interface, a type of texts or a module has, as the compiler sees them. */
 const program = ts.createProgram([
-  `${root}lib/index.ts`, `${root}lib/openapi.ts`, `${root}lib/sql.ts`, `${root}lib/store-tests.ts`
-], ts.parseJsonConfigFileContent(
-  ts.readConfigFile(`${root}tsconfig.json`, ts.sys.readFile).config, ts.sys, root).options)
+  `${root}lib/index.ts`, `${root}lib/openapi.ts`, `${root}lib/sql.ts`, `${root}lib/store-tests.ts`, typesPage
+], options, host)
 const checker = program.getTypeChecker()
 
 function exportsOf (file: string): ts.Symbol[] {
@@ -76,11 +97,16 @@ function typeOf (name: string): ts.Type {
   return checker.getDeclaredTypeOfSymbol(symbol)
 }
 
-t.test('every option has its heading', async t => {
-  const found = headings('docs/options.md')
+t.test('every option has its heading, with its type', async t => {
   const names = typeOf('FastifyIdempotencyOptions').getProperties().map(({ name }) => name)
   t.ok(names.length > 20)
-  for (const name of names) t.ok(found.includes(name), name)
+  t.same(documented.map(({ name }) => name).sort(), names.sort())
+  const file = program.getSourceFile(typesPage) as ts.SourceFile
+  const complaints = [...program.getSyntacticDiagnostics(file), ...program.getSemanticDiagnostics(file)]
+  t.same(complaints.map(({ start = 0, messageText }) => [
+    claims.slice(claims.lastIndexOf('\n', start) + 1, claims.indexOf('\n', start)).trim(),
+    ts.flattenDiagnosticMessageText(messageText, '\n')
+  ]), [])
 })
 
 t.test('every error code has its heading, and an anchor that keeps its underscores', async t => {

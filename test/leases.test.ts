@@ -25,6 +25,7 @@ t.test('G5: a live handler never loses its key, however long it runs; a short on
       app.post('/other', { config: { idempotency: { lease: 60_000 } } }, async () => 'ok')
     }
   })
+  t.teardown(finish.open)
   await post('short', '{}')
   t.same(store.calls, ['claim', 'complete'])
   const long = post('long', '{"a":1}', { path: '/long' })

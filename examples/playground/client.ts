@@ -9,7 +9,7 @@ export function headOf ({ key }: Order): string {
 }
 
 /** `undefined` when no answer came. */
-export async function send (port: number, number: number, { key, body, fault, ask }: Order): Promise<Answer | undefined> {
+export async function send (port: number, number: number, { key, body, fault, ask, step }: Order): Promise<Answer | undefined> {
   const request = open({
     port,
     host: '127.0.0.1',
@@ -22,7 +22,8 @@ export async function send (port: number, number: number, { key, body, fault, as
       // For the stage only; what counts for the key is method, URL and body.
       'x-request': number,
       ...(fault === undefined ? {} : { 'x-fault': fault }),
-      ...(ask === true ? { 'x-ask': 'yes' } : {})
+      ...(ask === true ? { 'x-ask': 'yes' } : {}),
+      ...(step === true ? { 'x-step': 'yes' } : {})
     }
   })
   try {

@@ -14,6 +14,8 @@ export interface Order {
   fault?: Fault
   /** The handler asks the payment provider first when this is not the first attempt. */
   ask?: boolean
+  /** The handler charges in a step, so that the charge is recorded under the key. */
+  step?: boolean
 }
 
 export interface Answer {
@@ -30,7 +32,7 @@ export interface Answer {
 export type Life = { what: 'starting' | 'up' | 'down', instance: Name }
 
 /** Of one request of one payment. */
-export type Step = { request: number } & (
+export type RequestEvent = { request: number } & (
   | { what: 'sent', to: Name, head: string, body: string, lose: boolean }
   | { what: 'answered' } & Answer
   | { what: 'lost', dead: boolean }
@@ -42,12 +44,14 @@ export type Step = { request: number } & (
   | { what: 'killed', instance: Name }
 )
 
-/** Of the key of one payment: the steps that the store has seen. */
-export type StoreStep = { instance: Name } & (
+/** Of the key of one payment, as the store has seen it. */
+export type StoreEvent = { instance: Name } & (
   | { what: 'claimed', outcome: 'acquired' | 'held' | 'abandoned' | 'completed', attempt: number, until: number }
   | { what: 'renewed', until: number }
   | { what: 'kept' }
   | { what: 'freed' }
+  | { what: 'recorded', step: string }
+  | { what: 'recalled', steps: string[] }
 )
 
-export type Happening = { at: number, order: string } & (Life | Step | StoreStep)
+export type Happening = { at: number, order: string } & (Life | RequestEvent | StoreEvent)

@@ -14,7 +14,7 @@ const SAFE = { 'content-security-policy': "default-src 'self'", 'cache-control':
 const ORDER = {
   type: 'object',
   required: ['order', 'to', 'body'],
-  properties: { order: { type: 'string' }, to: { enum: ['a', 'b'] }, key: { type: 'string' }, body: { type: 'string' }, fault: { enum: ['lose', 'fail', 'die-before', 'die-after'] }, ask: { type: 'boolean' } }
+  properties: { order: { type: 'string' }, to: { enum: ['a', 'b'] }, key: { type: 'string' }, body: { type: 'string' }, fault: { enum: ['lose', 'fail', 'die-before', 'die-after'] }, ask: { type: 'boolean' }, step: { type: 'boolean' } }
 }
 
 export async function playground (app: FastifyInstance): Promise<void> {

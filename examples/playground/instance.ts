@@ -31,8 +31,8 @@ await app.register(idempotency, { store: storeOverIpc(call), keyPrefix, lease, s
 
 app.post<{ Body: { order: string, amount: number } }>('/payments', async (request, reply) => {
   const { order, amount } = request.body
-  const { 'x-fault': fault, 'x-ask': ask } = request.headers
-  const { key, attempt = 1 } = request.idempotency ?? {}
+  const { 'x-fault': fault, 'x-ask': ask, 'x-step': inStep } = request.headers
+  const { key, attempt, step } = request.idempotency
   const number = Number(request.headers['x-request'])
   tell(number, 'runs', { attempt })
 
@@ -42,9 +42,14 @@ app.post<{ Body: { order: string, amount: number } }>('/payments', async (reques
     tell(number, 'ran', { status: 500 })
     throw new Error('The database is down')
   }
-  // Look before you leap: somebody may have charged the card before.
-  const earlier = ask === 'yes' && attempt > 1 ? await call('find', number, key) as Charge | undefined : undefined
-  const charge = earlier ?? await call('charge', number, order, amount, key) as Charge
+  async function chargeWith (key: string | undefined): Promise<Charge> {
+    // Look before you leap: somebody may have charged the card before.
+    const earlier = ask === 'yes' && attempt > 1 ? await call('find', number, key) as Charge | undefined : undefined
+    return earlier ?? await call('charge', number, order, amount, key) as Charge
+  }
+  const charge = inStep === 'yes'
+    ? await step('charge', async ({ key }) => await chargeWith(key))
+    : await chargeWith(key ?? undefined)
   await sleep(WORK)
   if (fault === 'die-after') await call('kill', number)
 

@@ -4,8 +4,8 @@ import { storeKey } from '../../lib/protocol/fingerprint.ts'
 import type { IdempotencyStore } from '../../lib/index.ts'
 import { Card } from './card.ts'
 import { headOf, send } from './client.ts'
-import type { Answer, Happening, Name, Order, Step } from './events.ts'
-import { observedStore } from './store-over-ipc.ts'
+import type { Answer, Happening, Name, Order, RequestEvent } from './events.ts'
+import { keepsSteps, observedStore, type StepStore } from './store-over-ipc.ts'
 import { Supervised } from './supervisor.ts'
 
 type Unstamped = Happening extends infer H ? H extends unknown ? Omit<H, 'at'> : never : never
@@ -15,7 +15,7 @@ const PREFIX = 'playground:'
 const LEASE = 3_000
 
 export class Stage extends EventEmitter<{ happening: [Happening] }> {
-  readonly #store: IdempotencyStore
+  readonly #store: StepStore
   readonly #card = new Card()
   readonly #instances: Record<Name, Supervised>
   /** The payment that a request, or a key of the store, belongs to. */
@@ -26,6 +26,7 @@ export class Stage extends EventEmitter<{ happening: [Happening] }> {
     super()
     // One for each open page.
     this.setMaxListeners(0)
+    if (!keepsSteps(store)) throw new TypeError('The playground needs a store with the methods "record" and "recorded"')
     this.#store = store
     this.#instances = { a: this.#instance('a'), b: this.#instance('b') }
   }
@@ -57,13 +58,17 @@ export class Stage extends EventEmitter<{ happening: [Happening] }> {
   }
 
   #instance (name: Name): Supervised {
-    const report = (step: Step & { instance: Name }): void => this.#tell({ order: this.#orders.get(step.request) ?? '', ...step })
-    const store = observedStore(this.#store, (key, step) => this.#tell({ order: this.#orders.get(key) ?? '', instance: name, ...step }))
+    const report = (event: RequestEvent & { instance: Name }): void => (
+      this.#tell({ order: this.#orders.get(event.request) ?? '', ...event })
+    )
+    const store = observedStore(this.#store, (key, event) => (
+      this.#tell({ order: this.#orders.get(key) ?? '', instance: name, ...event })
+    ))
     const instance: Supervised = new Supervised(name, { keyPrefix: PREFIX, lease: LEASE }, {
       life: what => this.#tell({ order: '', what, instance: name }),
       methods: {
         ...store,
-        tell: (step: Step) => report({ ...step, instance: name }),
+        tell: (event: RequestEvent) => report({ ...event, instance: name }),
         kill: (request: number) => {
           report({ what: 'killed', request, instance: name })
           instance.kill()

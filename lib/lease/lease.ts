@@ -60,7 +60,7 @@ export class Lease {
   failures = 0
   /** The commits so far; the last one decides. */
   commits = 0
-  /** A commit is with the store. */
+  /** A commit is with the store; one that was overruled may be, in any state. */
   writing = false
   #waiting: Array<() => void> | undefined
   /** Neighbours in the order of the claims; renewal.ts links them. */

@@ -80,7 +80,7 @@ export function handlerFailed (exchange: Exchange): void {
   const { run, reply } = exchange
   if (run === undefined) return
   run.to('ended')
-  if (exchange.answeredFor || (reply.sent && hasClosed(exchange))) afterClose(exchange, performance.now(), true)
+  if (exchange.answeredFor || (hasEnded(reply) && hasClosed(exchange))) afterClose(exchange, performance.now(), true)
 }
 
 function settleUnseen (exchange: Holding): void {

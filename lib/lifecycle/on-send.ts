@@ -7,7 +7,7 @@ import type { StoreOutcome } from '../stores/contract.ts'
 import { errorFrom } from '../util/promise.ts'
 import { isBetterAsBytes, refusedPayload, replacedPayload, replayedPayload } from './answer.ts'
 import { exchangeOf, holdsKey, type Exchange, type Holding } from './exchange.ts'
-import { holdBack, noteBegun, PASSING, undoOvertaking } from './outgoing.ts'
+import { holdBack, noteBegun, undoOvertaking } from './outgoing.ts'
 import { isRefused, takeRefusal } from './refusal.ts'
 
 type Done = (error?: Error | null, payload?: unknown) => void
@@ -50,7 +50,7 @@ function refuseInPlace (
 }
 
 function pass (exchange: Holding, payload: unknown, last: boolean, done: Done): void {
-  exchange.outgoing = PASSING
+  exchange.outgoing = 'passing'
   exchange.passes++
   if (exchange.run === undefined) noteBegun(exchange.reply)
   try {
@@ -60,7 +60,7 @@ function pass (exchange: Holding, payload: unknown, last: boolean, done: Done): 
     if (exchange.outgoing === undefined) throw error
     leave(exchange, done, errorFrom(error))
   }
-  if (exchange.outgoing === PASSING) holdBack(exchange)
+  if (exchange.outgoing === 'passing') holdBack(exchange)
 }
 
 function decide (exchange: Holding, payload: unknown, last: boolean, done: Done): void {
@@ -195,7 +195,7 @@ function leave (exchange: Exchange, done: Done, error: Error | null, payload?: u
   undoOvertaking(exchange)
   const { outgoing } = exchange
   exchange.outgoing = undefined
-  if (outgoing === PASSING) return done(error, payload)
+  if (outgoing === 'passing') return done(error, payload)
   try {
     done(error, payload)
   } catch (thrown) {

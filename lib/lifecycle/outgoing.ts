@@ -8,16 +8,16 @@ import { exchangeOf, type Exchange } from './exchange.ts'
  * wherever it waits, and one that our own onSend hook holds back.
  */
 
-/** A reply that is held back in our hook: what it was when it came, since others may go on to change it. */
-export interface OutgoingReply {
+/** A reply in our onSend hook. `passing`: the hook has not returned yet, and a reply that goes on at once stays so. */
+export type OutgoingReply = 'passing' | HeldBack
+
+/** What the reply was when it came, since others may go on to change it. */
+interface HeldBack {
   status: number
   headers: Record<string, unknown>
   /** Somebody has asked whether the reply was sent, and may have tried to send another. */
   overtaken: boolean
 }
-
-/** A reply that goes on at once needs nothing of this. */
-export const PASSING: OutgoingReply = { status: 0, headers: {}, overtaken: false }
 
 /**
  * The reply before the handler, while it is watched. `failing`: an error handler, which may be asynchronous, has not
@@ -84,7 +84,7 @@ export function holdBack (exchange: Exchange): void {
 
 /** A reply that came meanwhile may have set a status and headers of its own. */
 export function undoOvertaking ({ outgoing, reply }: Exchange): void {
-  if (outgoing?.overtaken !== true) return
+  if (outgoing === undefined || outgoing === 'passing' || !outgoing.overtaken) return
   outgoing.overtaken = false
   resetHeaders(reply, outgoing.headers)
   reply.code(outgoing.status)
@@ -101,7 +101,7 @@ const SENT: PropertyDescriptor & ThisType<FastifyReply> = {
   get () {
     const outgoing = exchangeOf(this.request)?.outgoing
     if (outgoing === undefined) return isOnItsWay(this) || hasEnded(this)
-    if (outgoing !== PASSING) outgoing.overtaken = true
+    if (outgoing !== 'passing') outgoing.overtaken = true
     return true
   }
 }

@@ -349,7 +349,7 @@ t.test('G10: outcomes that wait for the store are bounded: beyond 64 MiB without
   const store = faulty(faults, new MemoryStore({ maxBytes: 268_435_456 }))
   const lost = listen(t, 'lease-lost')
   const { app, post } = await start(t, 'memory', {
-    options: { store, maxResponseBytes: 8_388_608 },
+    options: { store, maxResponseBytes: 8_388_608, lease: 60_000 },
     fastify: { bodyLimit: 80_000_000 },
     before: app => {
       app.addContentTypeParser('text/upload', { parseAs: 'buffer' }, (_request, body, done) => done(null, body.length))

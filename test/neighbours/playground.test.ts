@@ -8,9 +8,8 @@ import { livingInstances, Person, startExample } from './fixtures/person.ts'
 
 /** The playground in a real browser, by what a person sees. `SCREENSHOTS=folder` keeps pictures of the scenes. */
 
-const others = livingInstances()
 const server = await startExample(t, 'npm', 'start')
-const before = livingInstances()
+const early = livingInstances(server)
 // The scenes that wait for a lease, each on a server of its own.
 t.jobs = 3
 const browser = await chromium.launch({ executablePath: String(findChromium()), args: ['--no-sandbox'] })
@@ -23,7 +22,7 @@ const HELD_BY_DEAD = new RegExp(
 
 t.test('the example server prints what to try, and spawns nothing before the page is opened', async t => {
   t.match(server.output, 'curl -i http://127.0.0.1:')
-  t.same(before, others)
+  t.same(early, [])
 })
 
 t.test('G1, G3: a retry gets the same answer, here and elsewhere; another body does not', async t => {
@@ -97,7 +96,7 @@ t.test('G7: an answer that is lost on the way is sent again; by keyboard alone',
   await person.rest()
   t.equal(await focused(), 'Lose the answer', 'the focus stays where it was')
   t.same(await person.card(), ['Charged once.', 'by A €42.00'])
-  for (let i = 0; i < 6; i++) await page.keyboard.press('Tab')
+  for (let i = 0; i < 7; i++) await page.keyboard.press('Tab')
   t.equal(
     await page.evaluate('document.activeElement.getAttribute("aria-label")'), 'Time line', 'the picture can be scrolled'
   )
@@ -121,21 +120,25 @@ t.test('G4: a failure frees the key, and the retry runs', async t => {
 })
 
 const KILLED = 'The key stays with A until its lease runs out: a holder has it for 3 s, unless it renews. no answer'
-for (const [name, button, asks, sentences, card] of [
+for (const [name, button, asks, sentences, card, next] of [
   ['before', 'Kill A before the charge', false, [
     `1 A was killed before it had charged the card. ${KILLED}`,
     'The lease had run out, so B took the key over: attempt 2. It ran the payment and charged the card. 201'
-  ], ['Charged once.', 'by B €42.00']],
+  ], ['Charged once.', 'by B €42.00'], 'after'],
   ['after', 'Kill A after the charge', false, [
     `1 A was killed after it had charged the card, before it could answer. ${KILLED}`,
     'The lease had run out, so B took the key over: attempt 2. It ran the payment and charged the card a second time. 201'
-  ], ['Charged twice for one order.', 'by A €42.00', 'by B €42.00']],
+  ], ['Charged twice for one order.', 'by A €42.00', 'by B €42.00'], 'step'],
   ['ask', 'Kill A after the charge', true, [
     `1 A was killed after it had charged the card, before it could answer. ${KILLED}`,
     'The lease had run out, so B took the key over: attempt 2. It asked the provider, found the charge of the attempt before, and did not charge the card again. 201'
-  ], ['Charged once.', 'by A €42.00']]
+  ], ['Charged once.', 'by A €42.00'], 'without'],
+  ['step', 'Kill A after the step', false, [
+    `1 A charged the card in a step, and the step was recorded; then it was killed, before it could answer. ${KILLED}`,
+    'The lease had run out, so B took the key over: attempt 2. It found the step recorded, went on after it without asking the provider, and answered. 201'
+  ], ['Charged once.', 'by A €42.00'], 'ask']
 ] as const) {
-  t.test(`G5: ${button}${asks ? ', and the handler asks the provider first' : ''}`, { buffered: true }, async t => {
+  t.test(`${name === 'step' ? 'G16' : 'G5'}: ${button}${asks ? ', and the handler asks the provider first' : ''}`, { buffered: true }, async t => {
     const server = await startExample(t, process.execPath, '.build/examples/server.js')
     const person = await Person.open(t, browser, server.url)
     if (asks) await person.turnOn(/^Ask the provider first/)
@@ -146,6 +149,9 @@ for (const [name, button, asks, sentences, card] of [
     t.equal(String(rest.pop()).slice(2), sentences[1])
     for (const told of rest) t.match(told, HELD_BY_DEAD)
     t.same(await person.card(), card)
+    const drawn = async (what: string): Promise<number> => await person.page.locator(`#picture .${what}`).count()
+    t.same([await drawn('coin'), await drawn('ask')], [card.length - 1, asks ? 1 : 0], 'charges, and questions')
+    t.same(await person.next(), [next])
     const living = livingInstances(server)
     t.same([
       living.length, living.filter(pid => pids.includes(pid)).length
@@ -184,11 +190,10 @@ t.test('on a phone', async t => {
     ['lose', 'Lose the answer'], ['elsewhere', 'Retry elsewhere'], ['change', 'Change the amount']
   ] as const) {
     await person.press(name)
-    t.same(await page.evaluate(`['#times', '[data-scene=${scene}]'].map(selector => {
-      const element = document.querySelector(selector)
-      const { x, y, width, height } = element.getBoundingClientRect()
-      return element.contains(document.elementFromPoint(x + width / 2, y + height / 2))
-    })`), [true, true], `the counter and the button are both in sight: ${name}`)
+    t.same(
+      await person.inSight('#times', `[data-scene=${scene}]`), [true, true],
+      `the counter and the button are both in sight: ${name}`
+    )
     await person.snapView(`phone-pressed-${name}`)
   }
   await person.sentences(4)
@@ -203,11 +208,39 @@ t.test('on a phone', async t => {
   t.same(person.complaints, [])
 })
 
+t.test('G16: a step that was recorded before the kill, on a phone', { buffered: true }, async t => {
+  const server = await startExample(t, process.execPath, '.build/examples/server.js')
+  const person = await Person.open(t, browser, server.url, { viewport: { width: 360, height: 740 } })
+  const { page } = person
+  const button = page.getByRole('button', { name: 'Kill A after the step', exact: true })
+  t.match(
+    await page.locator(`#${await button.getAttribute('aria-describedby')}`).innerText(),
+    /^A step is a part of the handler whose result is recorded/, 'the term is explained where it comes first'
+  )
+  const [before] = (await page.locator('body').innerText()).split(/\bsteps?\b/i)
+  t.match(before, /Kill A after the $/, '… and nowhere before')
+  await person.press('Kill A after the step')
+  t.same(
+    await person.inSight('#times', '[data-scene=step]', '#ask'), [true, true, true],
+    'the counter, the button, and what is next'
+  )
+  t.equal(await page.locator('#times').innerText(), '1×')
+  t.equal(
+    await page.locator('#lesson').innerText(),
+    'A recorded step is not run again. Had A died before the record? Ask the provider first.'
+  )
+  t.equal(await page.evaluate('document.documentElement.scrollWidth'), 360, 'nothing scrolls sideways')
+  for (const colorScheme of ['light', 'dark'] as const) {
+    await page.emulateMedia({ colorScheme })
+    t.same(await faint(page), [])
+    await person.snapView(`phone-step-${colorScheme}`)
+  }
+  t.same(await nameless(page), [])
+  t.same(person.complaints, [])
+})
+
 t.test('one action stands out after each scene; what sends again waits for something that was sent', async t => {
   const person = await Person.open(t, browser, server.url)
-  const next = async (): Promise<string[]> => await person.page.evaluate(
-    '[...document.querySelectorAll("[data-next]")].map(({ id, dataset }) => dataset.scene ?? id)'
-  )
   const isEnabled = async (name: string): Promise<boolean> => await person.page.getByRole(
     'button', { name, exact: true }
   ).isEnabled()
@@ -215,7 +248,7 @@ t.test('one action stands out after each scene; what sends again waits for somet
   t.same(await Promise.all(again.map(isEnabled)), [false, false, false])
   await person.page.getByRole('button', { name: 'Retry', exact: true }).click({ force: true })
   t.same(await person.card(), ['Not charged yet.'], 'nothing was sent')
-  t.same(await next(), ['pay'])
+  t.same(await person.next(), ['pay'])
   for (
     const [name, then] of [
       ['Pay', 'retry'], ['Retry', 'elsewhere'], ['Retry elsewhere', 'change'], ['Change the amount', 'double'],
@@ -223,11 +256,11 @@ t.test('one action stands out after each scene; what sends again waits for somet
     ] as const
   ) {
     await person.press(name)
-    t.same(await next(), [then], name)
+    t.same(await person.next(), [then], name)
     t.same(await Promise.all(again.map(isEnabled)), Array(3).fill(name !== 'New payment'))
   }
   await person.turnOn(/^Without idempotency key/)
-  t.same(await next(), ['lose'])
+  t.same(await person.next(), ['lose'])
   t.same(person.complaints, [])
 })
 

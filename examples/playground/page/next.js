@@ -10,16 +10,20 @@ const AFTER = {
   double: 'lose',
   lose: 'fail',
   fail: 'before',
-  before: 'after'
+  before: 'after',
+  step: 'ask'
 }
 
 /**
  * @param {string | undefined} last the newest scene
- * @param {{ used: boolean, without: boolean, ask: boolean }} page whether this payment was sent, and the switches
+ * @param {{ used: boolean, asked: boolean, without: boolean, ask: boolean }} page
+ *   whether this payment was sent, whether the newest scene was played with `ask` on, and the switches
  */
-export function nextOf (last, { used, without, ask }) {
+export function nextOf (last, { used, asked, without, ask }) {
   if (without) return used ? 'without' : 'lose'
-  if (last === 'after') return !ask ? 'ask' : used ? 'without' : 'after'
+  // The same kill three times: alone, in a step, and with a look before the leap.
+  if (last === 'after') return asked ? 'without' : ask ? 'after' : 'step'
+  if (last === 'step' && ask) return asked ? 'without' : 'after'
   // What is sent again needs something that was sent.
   return used ? AFTER[last ?? ''] ?? 'pay' : 'pay'
 }

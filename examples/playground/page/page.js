@@ -22,6 +22,8 @@ const START = 'Press Pay. Then send the same again, or break something on the wa
 let payment = createPayment(true)
 /** The newest scene. @type {string | undefined} */
 let last
+/** Whether that was played with the provider asked first. */
+let asked = false
 let story = new Story()
 /** @type {number | undefined} */
 let picked
@@ -43,7 +45,7 @@ function anew () {
 
 /** What can be done, and the one thing to do next. */
 function showNext () {
-  const next = nextOf(last, { used: payment.used, without: isOn('without'), ask: isOn('ask') })
+  const next = nextOf(last, { used: payment.used, asked, without: isOn('without'), ask: isOn('ask') })
   for (const button of buttons) {
     const early = 'again' in button.dataset && !payment.used
     button.toggleAttribute('data-early', early)
@@ -161,6 +163,7 @@ for (const button of buttons) {
     if (busy || scene === undefined || 'early' in button.dataset) return
     setBusy(true)
     last = button.dataset['scene']
+    asked = isOn('ask')
     button.dataset['playing'] = ''
     await scene().catch(() => { $('caption').textContent = GONE })
     delete button.dataset['playing']

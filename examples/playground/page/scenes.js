@@ -5,7 +5,10 @@
 /** @typedef {import('../events.ts').Fault} Fault */
 /** @typedef {import('../events.ts').Name} Name */
 
-/** @typedef {{ order: string, key: string | undefined, amount: number, paid: boolean, used: boolean }} Payment */
+/**
+ * `step`: the handler charges in a step.
+ * @typedef {{ order: string, key: string | undefined, amount: number, paid: boolean, used: boolean, step: boolean }} Payment
+ */
 
 /** ms that a client waits before it tries again. */
 const PAUSE = 500
@@ -19,7 +22,7 @@ const AMOUNT = 4200
 /** @param {boolean} withKey @returns {Payment} */
 export function createPayment (withKey) {
   const order = Array.from(crypto.getRandomValues(new Uint8Array(4)), byte => LETTERS[byte % LETTERS.length]).join('')
-  return { order, key: withKey ? crypto.randomUUID() : undefined, amount: AMOUNT, paid: false, used: false }
+  return { order, key: withKey ? crypto.randomUUID() : undefined, amount: AMOUNT, paid: false, used: false, step: false }
 }
 
 /** @param {number} cents */
@@ -36,12 +39,12 @@ export function createScenes ({ payment, anew, ask }) {
   async function send (to, { fault, amount } = {}) {
     const now = payment()
     now.used = true
-    const { order, key } = now
+    const { order, key, step } = now
     const body = JSON.stringify({ order, amount: amount ?? now.amount })
     const response = await fetch('/playground/requests', {
       method: 'POST',
       headers: { 'content-type': 'application/json' },
-      body: JSON.stringify({ order, to, key, body, fault, ask: ask() })
+      body: JSON.stringify({ order, to, key, body, fault, ask: ask(), step })
     })
     const answer = await response.json()
     if (answer.status === 201) now.paid = true
@@ -57,9 +60,10 @@ export function createScenes ({ payment, anew, ask }) {
     }
   }
 
-  /** @param {Fault} fault @param {Name} next */
-  async function failThenRetry (fault, next) {
+  /** @param {Fault} fault @param {Name} next @param {boolean} [step] */
+  async function failThenRetry (fault, next, step = false) {
     if (payment().used) anew()
+    payment().step = step
     await send('a', { fault })
     await sleep(PAUSE)
     await sendUntilAnswered(next)
@@ -99,7 +103,8 @@ export function createScenes ({ payment, anew, ask }) {
     lose: async () => await failThenRetry('lose', 'a'),
     fail: async () => await failThenRetry('fail', 'a'),
     before: async () => await failThenRetry('die-before', 'b'),
-    after: async () => await failThenRetry('die-after', 'b')
+    after: async () => await failThenRetry('die-after', 'b'),
+    step: async () => await failThenRetry('die-after', 'b', true)
   }
   return scenes
 }

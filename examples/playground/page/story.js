@@ -23,6 +23,7 @@
  */
 /** @typedef {{ at: number, by: Name, id: string, nth: number }} Charge */
 /** @typedef {{ at: number, by: Name, found: boolean }} Asked */
+/** @typedef {{ at: number, by: Name, how: 'recorded' | 'recalled' }} Mark what was done with a step */
 /** @typedef {{ by: Name, at: number, attempt: number, until: number, renewals: number[], end?: number, how?: 'kept' | 'freed' | 'expired', deadAt?: number }} Lease */
 /** @typedef {{ instance: Name, at: number, end?: number }} Down */
 
@@ -32,6 +33,7 @@ export class Story {
   /** @type {{ at: number, by: Name }[]} */ visits = []
   /** @type {Charge[]} */ charges = []
   /** @type {Asked[]} */ asked = []
+  /** @type {Mark[]} */ steps = []
   /** @type {Down[]} */ downs = []
 
   /** The lease that has kept an answer. */
@@ -104,6 +106,13 @@ export class Story {
         if (lease?.by === happening.instance) {
           lease.renewals.push(at)
           lease.until = happening.until
+        }
+        break
+      case 'recorded':
+      case 'recalled':
+        this.visits.push({ at, by: happening.instance })
+        if (happening.what === 'recorded' || happening.steps.length > 0) {
+          this.steps.push({ at, by: happening.instance, how: happening.what })
         }
         break
       case 'kept':

@@ -32,8 +32,10 @@ const box = (of, x, y, width, height) => el('rect', { class: of, x, y, width: Ma
 /** @param {string} of @param {number} x @param {number} y @param {number} r */
 const cross = (of, x, y, r) => el('path', { class: of, d: `M${x - r} ${y - r}l${2 * r} ${2 * r}m0 ${-2 * r}l${-2 * r} ${2 * r}` })
 
-/** B's stands a little to the right, for both to be seen. @param {import('../events.ts').Name} by @param {number} x @param {number} to */
-const visit = (by, x, to) => line(`visit ${by}`, x + (by === 'b' ? 3 : 0), LANES[by], x + (by === 'b' ? 3 : 0), to)
+/** B's visits stand a little to the right, for both to be seen. @param {import('../events.ts').Name} by */
+const shift = by => by === 'b' ? 3 : 0
+/** @param {import('../events.ts').Name} by @param {number} x @param {number} to */
+const visit = (by, x, to) => line(`visit ${by}`, x + shift(by), LANES[by], x + shift(by), to)
 
 /** What stands at the end of a request. @param {Sent} sent */
 function outcomeOf ({ answer, end, dead }) {
@@ -119,6 +121,13 @@ export function draw (svg, story, now, { scale, width: room, picked }) {
   const requests = story.requests.map((sent, i) => drawRequest(sent, rows[i] ?? 0, place, now, picked))
   front.append(...requests.map(({ arrows }) => arrows), ...requests.map(({ marks }) => marks))
 
+  for (const { at, by, how } of story.steps) {
+    // Under the lease and its renewals.
+    const [x, y] = [place(at) + shift(by), LANES.store + 26]
+    back.append(visit(by, place(at), y))
+    front.append(el('path', { class: 'step', d: `M${x} ${y - 7}l7 7l-7 7l-7 -7z` }))
+    front.append(text('good', x + 11, y + 4, how === 'recorded' ? 'step recorded' : 'step found'))
+  }
   front.append(...drawCharges(story, place))
   for (const { at, found } of story.asked) {
     front.append(el('circle', { class: 'ask', cx: place(at), cy: LANES.card, r: 9 }), text('question', place(at), LANES.card + 4, '?'))

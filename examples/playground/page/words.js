@@ -19,8 +19,10 @@ export function sentence (story, sent) {
         ? `${to} sent the answer again, and the connection broke on the way back. ${nothing}`
         : `${to} charged the card and answered, but the connection broke on the way back. The client does not know that it has paid.`
     }
-    const when = charge === undefined ? 'before it had charged the card' : 'after it had charged the card, before it could answer'
-    return `${to} was killed ${when}. ${story.leases.length === 0 ? 'Nobody knows of this payment.' : `The key stays with ${to} until its lease runs out: a holder has it for 3 s, unless it renews.`}`
+    const end = sent.told.includes('step-recorded')
+      ? 'charged the card in a step, and the step was recorded; then it was killed, before it could answer'
+      : `was killed ${charge === undefined ? 'before it had charged the card' : 'after it had charged the card, before it could answer'}`
+    return `${to} ${end}. ${story.leases.length === 0 ? 'Nobody knows of this payment.' : `The key stays with ${to} until its lease runs out: a holder has it for 3 s, unless it renews.`}`
   }
   if (answer.replayed) {
     const by = story.kept?.by
@@ -38,6 +40,7 @@ export function sentence (story, sent) {
   const attempt = run?.attempt ?? 1
   const before = charge === undefined ? story.charges.length : charge.nth - 1
   const charged = before === 0 ? 'and charged the card' : `and charged the card ${before === 1 ? 'a second time' : 'yet again'}`
+  if (sent.told.includes('step-reused')) return `The lease had run out, so ${to} took the key over: attempt ${attempt}. It found the step recorded, went on after it without asking the provider, and answered.`
   if (sent.found === true) return `The lease had run out, so ${to} took the key over: attempt ${attempt}. It asked the provider, found the charge of the attempt before, and did not charge the card again.`
   if (attempt > 1) {
     const dead = story.leases.some(({ how }) => how === 'expired')
@@ -81,7 +84,10 @@ export function lesson (story, ask) {
   if (story.charges.length > 1) {
     return story.leases.length === 0
       ? 'Without a key nobody can tell a retry from a new payment.'
-      : ask ? '' : 'Switch on “Ask the provider first” and kill it again.'
+      : ask ? '' : 'Let the handler charge in a step, and kill it again.'
+  }
+  if (story.charges.length === 1 && story.steps.some(({ how }) => how === 'recalled')) {
+    return `A recorded step is not run again.${ask ? '' : ' Had A died before the record? Ask the provider first.'}`
   }
   if (story.charges.length === 1 && story.asked.some(({ found }) => found)) return 'The handler saw attempt 2 and looked before it leapt: the key alone could not have known.'
   if (story.charges.length === 1 && length > 1) return `${length} requests, one payment.`
