@@ -51,7 +51,8 @@ export class Renewals {
 
   /** The fingerprint of the request that holds a key in this process, where it is known; else ''. */
   fingerprintOf (storeKey: string): string {
-    for (let lease = this.#first; lease !== undefined; lease = lease.next) {
+    // The last to claim it: the key of an earlier one was forgotten, which that one has not heard yet.
+    for (let lease = this.#last; lease !== undefined; lease = lease.previous) {
       // One whose lease must have passed may not be who the store says holds the key.
       const holds = lease.holder.storeKey === storeKey && !lease.lost && !lease.isOverdue()
       if (holds) return lease.holder.knownFingerprint()
