@@ -22,14 +22,26 @@ export interface PgTransactionOptions {
   isolationLevel?: 'read committed' | 'repeatable read' | 'serializable' | undefined
 }
 
+/** The server may end a session that is idle for too long: without a listener, that would end the process. */
+const ignore = (): void => {}
+
+/** By the pool's callback: what the server has said in the same breath is told before a promise goes on. */
+async function lend<Client extends PgClient> (pool: PgPool<Client>): Promise<Client> {
+  return await new Promise((resolve, reject) => {
+    pool.connect((error, client) => {
+      if (error != null) return reject(error)
+      const lent = client as Client
+      lent.on('error', ignore)
+      resolve(lent)
+    })
+  })
+}
+
 /** Transactions of pg's pool; `work` gets its client, inside a transaction. */
 export function viaPg<Client extends PgClient> (pool: PgPool<Client>): Database<Client, PgTransactionOptions> {
   return {
     async transaction (work, { isolationLevel } = {}) {
-      const client = await pool.connect()
-      // The server may end a session that is idle for too long: without a listener, that would end the process.
-      const ignore = (): void => {}
-      client.on('error', ignore)
+      const client = await lend(pool)
       let usable = false
       try {
         await client.query(isolationLevel === undefined ? 'begin' : `begin isolation level ${isolationLevel}`)
