@@ -8,15 +8,15 @@ import { storm } from './fixtures/storm.ts'
  */
 const seed = Number(process.env['STORM_SEED'] ?? Date.now())
 const STORMS = [
-  { keys: 'Redis', size: { keys: 120, requests: 2000 } },
-  { keys: 'PostgresStore', size: { keys: 60, requests: 900 } }
+  { keys: 'Redis', size: { keys: 80, requests: 1000 } },
+  { keys: 'PostgresStore', size: { keys: 40, requests: 500 } }
 ] as const
 
 t.teardown(stopPostgres)
 
 for (const { keys, size } of STORMS) {
   t.test(`G2, G6, G18: a storm over transactions leaves one row and one answer per key (keys in ${keys}, seed ${seed})`, async t => {
-    const report = await storm(keys, { ...size, concurrency: 60, every: 250, seed })
+    const report = await storm(keys, { ...size, concurrency: 40, every: 200, seed })
     const { kills, freezes, mishaps, rows, rolledBack, seconds } = report
     const befell = [...mishaps].map(([name, count]) => `${name} ${count}`).join(', ')
     t.comment(`${kills} kills, ${freezes} freezes, ${befell}; ${rows} rows, ${rolledBack} rolled back; ${seconds} s`)
@@ -26,7 +26,7 @@ for (const { keys, size } of STORMS) {
     t.same(report.stuck, [], 'every key came to its answer')
     t.equal(report.wrong, 0, 'another body never got the answer')
     t.equal(rows, size.keys, 'every key has its row')
-    t.ok(kills >= 1 && freezes >= 1 && mishaps.size === 2, 'there were faults of all kinds')
+    t.ok(![kills, freezes, ...mishaps.values()].includes(0), 'there were faults of all kinds')
     if (!t.passing()) t.comment(JSON.stringify(report.evidence))
   })
 }
