@@ -1,38 +1,15 @@
 import { randomUUID } from 'node:crypto'
-import type { Cluster, Redis } from 'ioredis'
+import type { Cluster } from 'ioredis'
 import t, { type Test } from 'tap'
 import { RedisStore } from '../../lib/index.ts'
 import { gate, start, until } from '../fixtures/app.ts'
 import { connectCluster, startCluster } from '../fixtures/cluster.ts'
-import { startProxy } from '../fixtures/proxy.ts'
-import { connect, startRedis, type RedisServer } from '../fixtures/redis.ts'
+import { connect } from '../fixtures/redis.ts'
+import { replicaOf, startReplicated } from '../fixtures/replicas.ts'
 
-/** A replica that `primary` counts as one: it may take a second from the first sync on. */
-async function replicaOf (t: Test, primary: number, way = primary): Promise<RedisServer & {
-  client: Redis, isLinked: () => Promise<boolean>
-}> {
-  const server = await startRedis({ replicaOf: way })
-  const client = connect(server.port)
-  const above = connect(primary)
-  t.teardown(async () => {
-    client.disconnect()
-    above.disconnect()
-    await server.stop()
-  })
-  const isLinked = async (): Promise<boolean> => await above.wait(1, 100) === 1
-  await until(isLinked, 'the replica is in sync')
-  return { ...server, client, isLinked }
-}
-
-/** A primary with one replica, whose link can be cut, and an app that finds whichever is the primary. */
+/** An app that finds whichever is the primary of a pair. */
 async function pair (t: Test, minReplicas: number, storeTimeout = 1_000) {
-  const primary = await startRedis()
-  t.teardown(primary.stop)
-  const link = await startProxy(primary.port)
-  t.teardown(link.stop)
-  const replica = await replicaOf(t, primary.port, link.port)
-  const way = await startProxy(primary.port)
-  t.teardown(way.stop)
+  const { way, link, replica, failOver: promote } = await startReplicated(t)
   const client = connect(way.port)
   t.teardown(() => client.disconnect())
   let runs = 0
@@ -46,10 +23,7 @@ async function pair (t: Test, minReplicas: number, storeTimeout = 1_000) {
     }
   })
   const failOver = async (): Promise<void> => {
-    await primary.kill()
-    await replica.client.call('REPLICAOF', 'NO', 'ONE')
-    way.target = replica.port
-    way.cut()
+    await promote()
     await until(async () => await client.ping().then(() => true, () => false), 'the new primary')
   }
   return { ...app, link, replica, failOver, finish, entered, client, runs: () => runs }
