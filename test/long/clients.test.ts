@@ -531,8 +531,8 @@ t.test('the demo survives a lost response, a 503 and a crash', async t => {
 t.test("the lines in the docs are the examples' own", async t => {
   const section = await readFile('docs/clients.md', 'utf8')
   // Each belongs to the file that was linked last.
-  const snippets = section.split('```ts\n').slice(1).map((part, i, parts) => [
-    [...(i === 0 ? section : String(parts[i - 1])).split('```ts\n')[0]?.matchAll(
+  const snippets = section.split('```ts excerpt\n').slice(1).map((part, i, parts) => [
+    [...(i === 0 ? section : String(parts[i - 1])).split('```ts excerpt\n')[0]?.matchAll(
       /\]\(\.\.\/(examples\/client\/\w+\.ts)\)/g
     ) ?? []].at(-1)?.[1],
     part.split('```')[0]

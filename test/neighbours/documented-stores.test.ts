@@ -10,8 +10,8 @@ import { startRedis } from '../fixtures/redis.ts'
 
 const root = fileURLToPath(new URL('../..', import.meta.url))
 /** Where nothing else looks for code, and packages resolve. */
-const folder = `${root}test/neighbours/.documented-${process.pid}/`
-await mkdir(folder)
+const folder = `${root}test/neighbours/.build/documented-${process.pid}/`
+await mkdir(folder, { recursive: true })
 t.teardown(async () => { await rm(folder, { recursive: true, force: true }) })
 
 const section = await readFile(`${root}docs/stores.md`, 'utf8')
@@ -21,7 +21,7 @@ const blocks = Array.from(section.matchAll(/^```ts\n(.*?)^```$/gms), ([, code]) 
 async function write (name: string, mark: string): Promise<{ file: string, code: string }> {
   const [code, ...more] = blocks.filter(block => block.includes(mark))
   if (code === undefined || more.length > 0) throw new Error(`docs/stores.md must have one block with: ${mark}`)
-  await writeFile(`${folder}${name}.ts`, code.replaceAll("'fastify-idempotency'", "'../../../lib/index.ts'"))
+  await writeFile(`${folder}${name}.ts`, code.replaceAll("'fastify-idempotency'", "'../../../../lib/index.ts'"))
   return { file: `${folder}${name}.ts`, code }
 }
 
