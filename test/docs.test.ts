@@ -60,6 +60,24 @@ t.test('the README is one page', async t => {
   t.ok(words >= 900 && words <= 1_400, `${words} words`)
 })
 
+interface Measured { id: string, ratio: { median: number, min: number }, anchor: { cpu: number }, case: { cpu: number } }
+
+t.test('what the README says of speed is what has been measured', async t => {
+  const { sections } = JSON.parse(textOf('benchmarks/results/results.json')) as {
+    sections: Record<string, { data: Measured[] }>
+  }
+  const data = ['none', 'replay', 'first'].flatMap(name => sections[name]?.data ?? [])
+  const of = (id: string): Measured => data.find(measured => measured.id === id) as Measured
+  const [, replay, handler, first] = /\((\d+) µs beside (\d+) µs\)\. .* adds (\d+) µs/s.exec(textOf('README.md')) ?? []
+  t.equal(replay, of('replay').case.cpu.toFixed())
+  t.equal(handler, of('replay').anchor.cpu.toFixed())
+  t.equal(first, (of('first').case.cpu - of('first').anchor.cpu).toFixed())
+  // Noise: what the bare route differs from itself by.
+  for (const id of ['opted-out', 'no-key', 'replay-redis', 'first-redis']) {
+    t.ok(of(id).ratio.median >= of('control').ratio.min, id)
+  }
+})
+
 const { options } = ts.parseJsonConfigFileContent(
   ts.readConfigFile(`${root}tsconfig.json`, ts.sys.readFile).config, ts.sys, root
 )
