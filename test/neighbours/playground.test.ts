@@ -236,6 +236,14 @@ t.test('G16: a step that was recorded before the kill, on a phone', { buffered: 
     await person.snapView(`phone-step-${colorScheme}`)
   }
   t.same(await nameless(page), [])
+  await person.turnOn(/^Ask the provider first/)
+  t.same(await person.next(), ['after'], 'without a step, once the provider is asked first')
+  await person.turnOn(/^Without idempotency key/)
+  await person.press('Kill A after the step')
+  t.same(await person.sentences(2), [
+    '1 A was killed after it had charged the card, before it could answer. Nobody knows of this payment. no answer',
+    '2 B ran the payment and charged the card a second time. Without a key it is just another payment. 201'
+  ], 'without a key no step is recorded')
   t.same(person.complaints, [])
 })
 
