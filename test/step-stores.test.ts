@@ -1,7 +1,7 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
 import t from 'tap'
-import { MemoryStore, type IdempotencyStore } from '../lib/index.ts'
+import { MemoryStore, RedisStore, type IdempotencyStore, type RedisStoreClient } from '../lib/index.ts'
 import { derivedKey } from '../lib/protocol/derived-key.ts'
 import { gate, start, STORES, stopRedis } from './fixtures/app.ts'
 import { plain } from './fixtures/broken-stores.ts'
@@ -309,3 +309,33 @@ for (const mode of STORES) {
     t.same(said, ['The step "hook" needs the idempotency key, which this request does not hold'])
   })
 }
+
+t.test('G16: RedisStore with minReplicas: a step that too few replicas have is not recorded, whatever its script has answered', async t => {
+  const results: Array<Array<[Error | null, unknown]> | null> = []
+  const sent: Array<Array<string | number | Buffer>> = []
+  const client: RedisStoreClient = {
+    callBuffer: async () => { throw new Error('not in the pipeline') },
+    pipeline: commands => {
+      sent.push(commands.map(([, ...args]) => String(args[0])))
+      return { exec: async () => results.shift() ?? null }
+    }
+  }
+  const store = new RedisStore(client, { minReplicas: 2, replicaTimeout: 50 })
+  const record = async (result?: string): Promise<unknown> => await store.record('k', 't', 'f', 'charge', result)
+  for (const [answer, recording] of [
+    ['w', { outcome: 'recorded' }],
+    ['s', { outcome: 'known', result: undefined }],
+    ['r"1"', { outcome: 'known', result: '"1"' }],
+    ['l', { outcome: 'lost' }]
+  ] as const) {
+    results.push([[null, Buffer.from(answer)], [null, 2]])
+    t.strictSame(await record('"2"'), recording)
+    results.push([[null, Buffer.from(answer)], [null, 1]])
+    await t.rejects(record('"2"'), { message: '1 of 2 replicas have the write after 50 ms' }, answer)
+  }
+  results.push([[new Error('away'), undefined], [new Error('away'), undefined]])
+  await t.rejects(record(), { cause: { message: 'away' } })
+  results.push([[null, Buffer.from('?')], [null, 2]])
+  await t.rejects(record(), { name: 'StoreAnswerError' })
+  t.strictSame(sent, Array(10).fill(['EVAL', 'WAIT']), 'the write and WAIT go together')
+})

@@ -1,4 +1,5 @@
 import { randomUUID } from 'node:crypto'
+import type { FastifyInstance } from 'fastify'
 import type { Cluster } from 'ioredis'
 import t, { type Test } from 'tap'
 import { RedisStore } from '../../lib/index.ts'
@@ -8,7 +9,7 @@ import { connect } from '../fixtures/redis.ts'
 import { replicaOf, startReplicated } from '../fixtures/replicas.ts'
 
 /** An app that finds whichever is the primary of a pair. */
-async function pair (t: Test, minReplicas: number, storeTimeout = 1_000) {
+async function pair (t: Test, minReplicas: number, storeTimeout = 1_000, more = (_app: FastifyInstance): void => {}) {
   const { way, link, replica, failOver: promote } = await startReplicated(t)
   const client = connect(way.port)
   t.teardown(() => client.disconnect())
@@ -18,6 +19,7 @@ async function pair (t: Test, minReplicas: number, storeTimeout = 1_000) {
   const app = await start(t, 'memory', {
     options: { redis: client, minReplicas, storeTimeout, lease: 60_000 },
     routes: app => {
+      more(app)
       app.post('/', async () => ({ run: ++runs, id: randomUUID() }))
       app.post('/slow', async () => { entered.open(); await finish.promise; return { run: ++runs, id: randomUUID() } })
     }
@@ -61,6 +63,35 @@ t.test('G1, G3, G10: with minReplicas nothing runs that a failover could lose, a
   await replicaOf(t, replica.port)
   await until(async () => (await post('new', '{}')).status === 200, 'it has one')
   t.equal(runs(), 3)
+})
+
+t.test('G16: with minReplicas a step counts once a replica has it, and survives a failover then', async t => {
+  let charges = 0
+  let mails = 0
+  let fails = true
+  let charging = (): void => {}
+  const { post, link, replica, failOver } = await pair(t, 1, 4_000, app => app.post('/steps', async (request, reply) => {
+    const { step } = request.idempotency
+    const charge = await step('charge', () => { charging(); return ++charges })
+    await step('mail', () => ++mails)
+    return await reply.code(fails ? 500 : 201).send({ charge })
+  }))
+  const ask = async (): Promise<unknown[]> => {
+    const { status, json } = await post('k', '{}', { path: '/steps' })
+    return [status, json()['code'] ?? json()['charge'], charges, mails]
+  }
+  charging = () => { link.lose = 'replies' }
+  t.same(await ask(), [503, 'idempotency_store_unavailable', 1, 0], 'the handler does not go on')
+  link.lose = undefined
+  link.cut()
+  await until(replica.isLinked, 'the replica is in sync again')
+  t.same(await ask(), [500, 1, 1, 1])
+  fails = false
+  await failOver()
+  await replicaOf(t, replica.port)
+  let answer: unknown[] = []
+  await until(async () => (answer = await ask())[0] === 201, 'the new primary has a replica')
+  t.same(answer, [201, 1, 1, 1], 'neither step has run again')
 })
 
 t.test('G1, G2, G10: a failover under a running handler', async t => {
