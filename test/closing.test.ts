@@ -387,6 +387,22 @@ t.test('G10, G14: app.close() waits for outcomes and claims that the store has n
   }
 })
 
+t.test('G10, G14: app.close() waits for a claim that the store takes back late', async t => {
+  const { lines, fastify } = logged()
+  const app = Fastify(fastify)
+  let [closing, tries] = [false, 0]
+  const store = faulty({ claim: fails, release: () => { if (!closing || ++tries < 3) fails() } })
+  await app.register(idempotency, { store, closeTimeout: LONG })
+  app.addHook('preClose', async () => { closing = true })
+  app.post('/', async () => 'ok')
+  await app.listen({ port: 0, host: '127.0.0.1' })
+  const { port } = app.server.address() as AddressInfo
+  t.equal((await send(port, { key: 'lost', body: '{}' })).status, 503)
+  await app.close()
+  t.equal(tries, 3)
+  t.same(told(lines), [])
+})
+
 const CLOSES: Record<string, () => unknown> = {
   'never ends': hangs,
   throws: fails,

@@ -1,6 +1,7 @@
 import type { FastifyRequest } from 'fastify'
 import { loggable, publish, type Subject } from '../events.ts'
 import { unreplayable } from '../protocol/settlement.ts'
+import type { StoreOutcome } from '../stores/contract.ts'
 import { commit, type Ending, type LeaseDeps } from './commit.ts'
 import type { Lease } from './lease.ts'
 
@@ -19,8 +20,8 @@ interface Item {
   readonly maxDelay: number
   /** One try. */
   run (done: (error: unknown) => void): void
-  /** One try has failed; answers what is to be tried next, or nothing. */
-  failed (error: unknown): Item | undefined
+  /** One try has failed; answers what is to be tried next. */
+  failed (error: unknown): Item
 }
 
 const RETRY_MS = 100
@@ -61,7 +62,8 @@ export class Backlog {
     this.delete(lease)
     lease.to('backlogged')
     let item = this.#outcomeOf(lease, ending)
-    if (ending.outcome?.replayable === true && !this.#fits(item)) item = this.#outcomeOf(lease, bodiless(ending))
+    const { outcome, status } = ending
+    if (outcome?.replayable === true && !this.#fits(item)) item = this.#outcomeOf(lease, bodiless(outcome, status))
     if (!this.#fits(item)) return this.#giveUp(lease)
     this.#outcomes.set(lease, item)
     this.#add(item)
@@ -141,11 +143,9 @@ export class Backlog {
     if (this.#items.has(item)) {
       const next = item.failed(error)
       // To the end: the fault may be its own.
-      this.#remove(item)
-      if (next !== undefined) {
-        this.#items.add(next)
-        this.#bytes += next.bytes
-      }
+      this.#items.delete(item)
+      this.#items.add(next)
+      this.#bytes += next.bytes - item.bytes
     }
     this.#delay = Math.min(this.#delay * 2, MAX_RETRY_MS, item.maxDelay)
     this.#busy = false
@@ -164,7 +164,8 @@ export class Backlog {
 
   #outcomeOf (lease: Lease, ending: Ending): Item {
     let failures = 0
-    const body = ending.outcome === undefined ? 0 : Buffer.byteLength(ending.outcome.body)
+    const { outcome, status } = ending
+    const body = outcome === undefined ? 0 : Buffer.byteLength(outcome.body)
     const item: Item = {
       id: lease.holder.id,
       bytes: ITEM_BYTES + lease.holder.bodyLength + body,
@@ -187,7 +188,8 @@ export class Backlog {
       },
       failed: error => {
         reportOutcome(lease, ending, error)
-        const next = failures >= MAX_FAILURES && body > LARGE_BODY ? this.#outcomeOf(lease, bodiless(ending)) : item
+        const tooLarge = failures >= MAX_FAILURES && outcome !== undefined && body > LARGE_BODY
+        const next = tooLarge ? this.#outcomeOf(lease, bodiless(outcome, status)) : item
         this.#outcomes.set(lease, next)
         return next
       }
@@ -215,8 +217,8 @@ export class Backlog {
 }
 
 /** That the request was answered, without the response. */
-function bodiless ({ outcome, status }: Ending): Ending {
-  return { outcome: outcome === undefined ? undefined : unreplayable(outcome.status, outcome.fingerprint), status }
+function bodiless ({ status, fingerprint }: StoreOutcome, sent: number | undefined): Ending {
+  return { outcome: unreplayable(status, fingerprint), status: sent }
 }
 
 /** Redis has no memory left; what it refuses it may take later, whatever its size. */

@@ -344,7 +344,8 @@ t.test('G10: a claim that failed may have been granted all the same: it is given
 })
 
 t.test('G10: outcomes that wait for the store are bounded: beyond 64 MiB without their bodies, then not at all', async t => {
-  const faults: Faults = { complete: fails }
+  // Renewals fail as well, or bodies that are refused again and again would be let go.
+  const faults: Faults = { complete: fails, renew: fails }
   // Room for an outcome that is written twice.
   const store = faulty(faults, new MemoryStore({ maxBytes: 268_435_456 }))
   const lost = listen(t, 'lease-lost')
@@ -366,6 +367,7 @@ t.test('G10: outcomes that wait for the store are bounded: beyond 64 MiB without
   t.equal(upload.text, '70000000', 'the response is sent in any case')
   t.equal(lost.length, 1)
   delete faults.complete
+  delete faults.renew
   await until(async () => (await app.idempotency.inspect({ key: 'k8' }))?.state === 'completed', 'the last one is kept')
   t.ok((await Promise.all([0, 1, 6, 7].map(async i => await post(`k${i}`, '{}')))).every(({ replayed }) => replayed))
   t.match((await post('k8', '{}')).json(), { code: 'idempotency_response_unavailable', message: /status 200/ })
