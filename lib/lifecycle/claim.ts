@@ -78,6 +78,7 @@ function whenScoped (exchange: Exchange, key: string, scope: PromiseLike<string 
 function withScope (exchange: Exchange, key: string, scope: string | undefined, done: Done): void {
   try {
     exchange.id = idOf(scope, key)
+    exchange.storeKey = exchange.core.config.keyPrefix + exchange.id
   } catch (error) {
     return done(errorFrom(error))
   }

@@ -45,6 +45,8 @@ export class Exchange implements Holder {
   /** As the route's `scope` has answered; derived keys need it. */
   scope: string | undefined
   id = ''
+  /** The key's name in the store: made once, since V8 copies a concatenated string where it is looked up. */
+  storeKey = ''
   /** What the store has answered; `bypassed` where it did not, and the request runs unprotected. */
   claim: StoreClaim | 'bypassed' | undefined
   /** Waits for the holder of the key. */
@@ -97,10 +99,6 @@ export class Exchange implements Holder {
   /** What console.log of a request shows of it: a kept response, or a credential, may be among the rest. */
   [inspect.custom] (): unknown {
     return { id: this.id, attempt: this.attempt, replayed: this.replay !== undefined }
-  }
-
-  get storeKey (): string {
-    return this.core.config.keyPrefix + this.id
   }
 
   get admission (): Admission {
