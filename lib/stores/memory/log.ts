@@ -134,9 +134,10 @@ export class Log {
     const keyLength = Buffer.byteLength(key)
     const tokenLength = Buffer.byteLength(token)
     const body = binding === undefined ? outcome?.body : Buffer.concat([Buffer.of(BOUND), encodeBinding(binding)])
-    const texts = key + token + (outcome === undefined ? '' : headOf(outcome)) + (typeof body === 'string' ? body : '')
+    // Without the body, which V8 would have to copy to make one text of both.
+    const texts = key + token + (outcome === undefined ? '' : headOf(outcome))
     const textsEnd = HEAD + Buffer.byteLength(texts)
-    const length = textsEnd + (typeof body === 'object' ? body.length : 0)
+    const length = textsEnd + (body === undefined ? 0 : Buffer.byteLength(body))
     if (length + SLOT_BYTES > this.#maxBytes) {
       if (outcome?.replayable === true) {
         return this.append(
@@ -155,7 +156,8 @@ export class Log {
     bytes.writeUInt16BE(keyLength, used + 20)
     bytes.writeUInt16BE(tokenLength, used + 22)
     bytes.write(texts, used + HEAD)
-    if (typeof body === 'object') body.copy(bytes, used + textsEnd)
+    if (typeof body === 'string') bytes.write(body, used + textsEnd)
+    else body?.copy(bytes, used + textsEnd)
     segment.used += length
     this.#bytes += length + SLOT_BYTES
     this.#index.add(hash, (this.#dropped + this.#segments.length - 1) * SEGMENT_BYTES + used)
