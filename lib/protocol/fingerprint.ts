@@ -37,7 +37,7 @@ export function storeKey (prefix: string, scope: string | undefined, key: string
  */
 export function fingerprintOf (key: string, method: string, target: string, digest: (salt: string) => string): string {
   const salt = `${key.length}:${key}${method} ${target}`
-  return `${digest(salt).slice(0, DIGEST)}.${method}.${hashOf(target, hashOf(key)) & 0xfffff}`
+  return `${digest(salt).slice(0, DIGEST)}.${method}.${hashOf(target, 0, hashOf(key)) & 0xfffff}`
 }
 
 /**

@@ -34,8 +34,16 @@ export class Ended {
     this.#ttl = ttl
   }
 
-  get key (): string {
-    return this.#bytes.toString('utf8', this.#at + HEAD, this.#keyEnd)
+  /** Byte by byte, which needs no string, as long as the key is ASCII. */
+  isOf (key: string): boolean {
+    const bytes = this.#bytes
+    const start = this.#at + HEAD
+    for (let i = 0; i < key.length; i++) {
+      const code = key.charCodeAt(i)
+      if (code > 127) return bytes.toString('utf8', start, this.#keyEnd) === key
+      if (bytes[start + i] !== code) return false
+    }
+    return start + key.length === this.#keyEnd
   }
 
   get since (): number {
@@ -99,7 +107,7 @@ export class Log {
   /** Milliseconds that each key lives from its end on. */
   readonly ttl: number
   readonly #maxBytes: number
-  readonly #index = new KeyIndex((position, key) => this.#endedAt(position).key === key)
+  readonly #index = new KeyIndex((position, key) => this.#endedAt(position).isOf(key))
   readonly #segments: Segment[] = []
   /** One that was dropped: memory that has been touched is cheaper than new memory. */
   #spare: Segment | undefined
@@ -213,5 +221,5 @@ export class Log {
 
 /** A key's end is a hash already (fingerprint.ts); keys of another form may share it, at worst. */
 function indexHash (key: string): number {
-  return hashOf(key.slice(-12))
+  return hashOf(key, key.length - 12)
 }
