@@ -19,8 +19,6 @@ const TEXT = 2
 const KNOWN_FLAGS = REPLAYABLE | TEXT
 const FIELDS_AT = 11
 const MAX_FIELDS = 0xffffff
-/** Status and length, after version and flags; what JavaScript takes for a number besides is damage. */
-const NUMBERS = /^..[1-9]\d\d[\da-f]{6}$/
 /** A short text comes back as a string, a long one as bytes, since that is how they are sent best. */
 const SMALL = 4_096
 
@@ -72,11 +70,10 @@ export function decodeOutcome (bytes: Buffer, start = 0, end = bytes.length): St
   const text = (flags & TEXT) !== 0
   const small = text && end - start < SMALL
   const fieldsAt = start + FIELDS_AT
-  const head = bytes.toString('latin1', start, Math.min(fieldsAt, end))
-  const length = parseInt(head.slice(5), 16)
-  const status = Number(head.slice(2, 5))
+  const status = numberIn(bytes, start + 2, start + 5, 10)
+  const length = numberIn(bytes, start + 5, fieldsAt, 16)
   const bodyAt = fieldsAt + length
-  if ((flags & ~KNOWN_FLAGS) !== 0 || !NUMBERS.test(head) || bodyAt > end) throw damaged()
+  if ((flags & ~KNOWN_FLAGS) !== 0 || !(status >= 100 && bodyAt <= end)) throw damaged()
   const rest = small ? bytes.toString('utf8', fieldsAt, end) : bytes.toString('latin1', fieldsAt, bodyAt)
   const headers: StoreOutcome['headers'] = []
   return {
@@ -87,6 +84,18 @@ export function decodeOutcome (bytes: Buffer, start = 0, end = bytes.length): St
     body: small ? rest.slice(length) : bytes.subarray(bodyAt, end),
     text
   }
+}
+
+/** The number that stands from `start` to `end` in digits, small letters among them; NaN where something else does. */
+function numberIn (bytes: Buffer, start: number, end: number, radix: number): number {
+  let number = 0
+  for (let at = start; at < end; at++) {
+    const code = bytes[at] ?? 0
+    const digit = code <= 57 ? code - 48 : code >= 97 ? code - 87 : radix
+    if (digit < 0 || digit >= radix) return NaN
+    number = number * radix + digit
+  }
+  return number
 }
 
 function fieldOf (text: string): string {
