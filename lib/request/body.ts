@@ -42,7 +42,9 @@ export class RequestBody {
   #limit = Infinity
   /** Bytes that a reader has put back: they come a second time. */
   #again = 0
-  #waiting: Array<(error?: Error) => void> | undefined
+  /** What those wait for who need the end. */
+  #settled: Promise<Error | undefined> | undefined
+  #resolve: ((error?: Error) => void) | undefined
   #stopWatching: (() => void) | undefined
 
   /** `collect`: keep the bytes, for `bytes()`; otherwise only their digest. */
@@ -123,8 +125,7 @@ export class RequestBody {
     const { raw } = this.#request
     const piped = stream !== raw
     if (stream.destroyed || this.#cut || (piped && isCut(raw))) return done(cutOff())
-    // Events of a stream come in an asynchronous context of their own; a promise goes on in that of who waits.
-    new Promise<Error | undefined>(resolve => { (this.#waiting ??= []).push(resolve) }).then(done)
+    this.#whenSettled(done)
     stream.on('close', onClose)
     if (piped) this.#watchSource()
     if (purpose === 'answered') this.#watchSocket()
@@ -163,7 +164,7 @@ export class RequestBody {
     const stream = this.#stream
     if (this.whole) return done()
     if (stream.destroyed || this.#cut) return done(cutOff())
-    new Promise<Error | undefined>(resolve => { (this.#waiting ??= []).push(resolve) }).then(done)
+    this.#whenSettled(done)
     stream.on('close', onClose)
     setImmediate(() => {
       if (!this.whole && !this.isRead) {
@@ -172,6 +173,12 @@ export class RequestBody {
         )
       }
     })
+  }
+
+  /** Events of a stream come in an asynchronous context of their own; a promise goes on in that of who waits. */
+  #whenSettled (done: (error?: Error) => void): void {
+    this.#settled ??= new Promise(resolve => { this.#resolve = resolve })
+    this.#settled.then(done)
   }
 
   /** Lets the rest of an unwanted body pass, so that the connection can be used again: it is never whole. */
@@ -255,11 +262,11 @@ export class RequestBody {
   }
 
   #settle (error?: Error): void {
-    const waiting = this.#waiting
-    if (waiting === undefined) return
-    this.#waiting = undefined
+    const resolve = this.#resolve
+    if (resolve === undefined) return
+    this.#settled = this.#resolve = undefined
     this.#stopWatching?.()
-    for (const resolve of waiting) resolve(error)
+    resolve(error)
   }
 }
 
