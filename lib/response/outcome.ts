@@ -1,6 +1,6 @@
 import { validateHeaderName, validateHeaderValue, type OutgoingHttpHeaders } from 'node:http'
 import type { FastifyReply } from 'fastify'
-import type { StoreOutcome } from '../stores/contract.ts'
+import { newHeaders, type StoreOutcome } from '../stores/contract.ts'
 
 /**
  * Never kept: fields of the connection (RFC 9110, section 7.6.1), and those that are
@@ -26,15 +26,17 @@ export function endsAtOnce ({ raw, statusCode }: FastifyReply): boolean {
 export function capture (
   reply: FastifyReply, given: Record<string, unknown>, fingerprint: string, replayHeaders: (name: string) => boolean
 ): StoreOutcome {
-  const headers: StoreOutcome['headers'] = []
+  const headers = newHeaders()
+  let lines = 0
   const isHttp2 = reply.raw.req.httpVersionMajor === 2
   for (const name in given) {
     const value = given[name]
     if (value === undefined || NEVER_KEPT.has(name) || name.startsWith('proxy-') || !replayHeaders(name)) continue
     validateHeaderName(name)
     const sent = isHttp2 ? sentOverHttp2(name, value) : sentOverHttp1(name, value)
-    if (sent !== undefined) headers.push([name, sent])
+    if (sent !== undefined) headers[lines++] = [name, sent]
   }
+  headers.length = lines
   return { fingerprint, status: Math.trunc(reply.statusCode), replayable: true, headers, body: '', text: false }
 }
 

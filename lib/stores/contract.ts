@@ -96,6 +96,11 @@ export interface StoreOutcome {
   text: boolean
 }
 
+/** Room for the header lines of most responses: V8 gives an array that grows from nothing room for 17. */
+export function newHeaders (): StoreOutcome['headers'] {
+  return new Array<StoreOutcome['headers'][0]>(4)
+}
+
 /**
  * A step under a key. Names are not empty but for one of the plugin's own; results are text, which means nothing to
  * a store and may be empty. All of a key take 64 KiB at most in one execution, names included.

@@ -1,4 +1,4 @@
-import type { StoreOutcome } from './contract.ts'
+import { newHeaders, type StoreOutcome } from './contract.ts'
 
 /**
  * The form of an `StoreOutcome` for stores that keep bytes. It is one text, in UTF-8, but for a body of bytes:
@@ -75,7 +75,7 @@ export function decodeOutcome (bytes: Buffer, start = 0, end = bytes.length): St
   const bodyAt = fieldsAt + length
   if ((flags & ~KNOWN_FLAGS) !== 0 || !(status >= 100 && bodyAt <= end)) throw damaged()
   const rest = small ? bytes.toString('utf8', fieldsAt, end) : bytes.toString('latin1', fieldsAt, bodyAt)
-  const headers: StoreOutcome['headers'] = []
+  const headers = newHeaders()
   return {
     fingerprint: readFields(rest, length, headers),
     status,
@@ -110,8 +110,9 @@ function encoded (text: string): string {
   return `${base64.length}=${base64}`
 }
 
-/** Reads the fields in the first `end` characters: answers the fingerprint, and adds the header lines to `headers`. */
+/** Reads the fields in the first `end` characters: answers the fingerprint, and makes `headers` the header lines. */
 function readFields (text: string, end: number, headers: StoreOutcome['headers']): string {
+  let lines = 0
   let fingerprint: string | undefined
   let name: string | undefined
   for (let at = 0; at < end;) {
@@ -126,19 +127,21 @@ function readFields (text: string, end: number, headers: StoreOutcome['headers']
     } else if (name === undefined) {
       name = field
     } else {
-      addLine(headers, name, field)
+      if (!joins(headers[lines - 1], name, field)) headers[lines++] = [name, field]
       name = undefined
     }
   }
   if (fingerprint === undefined || name !== undefined) throw damaged()
+  headers.length = lines
   return fingerprint
 }
 
-function addLine (headers: StoreOutcome['headers'], name: string, value: string): void {
-  const last = headers.at(-1)
-  if (last === undefined || last[0] !== name) headers.push([name, value])
-  else if (typeof last[1] === 'string') last[1] = [last[1], value]
+/** A further line of the header before it is a further value. */
+function joins (last: StoreOutcome['headers'][0] | undefined, name: string, value: string): boolean {
+  if (last === undefined || last[0] !== name) return false
+  if (typeof last[1] === 'string') last[1] = [last[1], value]
   else last[1].push(value)
+  return true
 }
 
 function unknownVersion (record: Buffer): Error {
