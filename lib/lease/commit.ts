@@ -1,10 +1,10 @@
 import { publish } from '../events.ts'
 import { matches } from '../protocol/fingerprint.ts'
-import type { StoreClaim, StoreOutcome } from '../stores/contract.ts'
+import { acceptedIn, type IdempotencyStore, type StoreClaim, type StoreOutcome } from '../stores/contract.ts'
 import type { Taken } from '../protocol/verdict.ts'
 import type { Lease } from './lease.ts'
 import type { Renewals } from './renewal.ts'
-import type { StoreCalls } from './store-calls.ts'
+import type { Operation, StoreCalls } from './store-calls.ts'
 
 /** What committing needs. */
 export interface LeaseDeps {
@@ -33,63 +33,124 @@ const MAX_ROUNDS = 3
  * the last decides: the answer to an earlier one changes nothing. One is sent at a time, since a store need not do
  * two in the order in which they were sent, and a late outcome would take the place of a release.
  */
-export function commit (deps: LeaseDeps, lease: Lease, ending: Ending, done: Committed): void {
-  // Releasing twice would meet the next holder.
-  if (lease.state === 'released' && ending.outcome === undefined) return done(null)
-  lease.to('committing')
-  const number = ++lease.commits
-  lease.whenIdle(() => {
-    if (number !== lease.commits) return done(null)
-    lease.writing = true
-    write(deps, lease, ending.outcome, 1, (error, taken) => {
-      lease.writing = false
-      if (number !== lease.commits) {
-        done(null)
-      } else if (error !== null) {
-        done(error)
-      } else {
-        if (taken === undefined) recordCommitted(lease, ending)
-        else lease.to('superseded')
-        deps.renewals.delete(lease)
-        done(null, taken)
-      }
-      lease.idle()
-    })
-  })
-}
+export abstract class Commit<Deps extends LeaseDeps = LeaseDeps> implements Operation<boolean> {
+  protected readonly deps: Deps
+  protected readonly lease: Lease
+  protected readonly ending: Ending
+  #number = 0
+  #round = 1
 
-/**
- * Writes the outcome; if the token is rejected, claims again to learn why: a winner's response, somebody who runs
- * now, or nobody (the store has lost the record), and then the outcome is written again.
- */
-function write (
-  deps: LeaseDeps, lease: Lease, outcome: StoreOutcome | undefined, round: number, done: Committed
-): void {
-  const { holder } = lease
-  const { storeKey, token, route, started } = holder
-  const written = (error: unknown, accepted?: boolean): void => {
-    if (error !== null || accepted === true) return done(error)
-    if (round > MAX_ROUNDS) return done(new Error('The store grants the key to this token, and then refuses it'))
+  constructor (deps: Deps, lease: Lease, ending: Ending) {
+    this.deps = deps
+    this.lease = lease
+    this.ending = ending
+  }
+
+  /** `taken`: another request has the key, and this is what came of it. */
+  protected abstract committed (error: unknown, taken?: Taken): void
+
+  start (): void {
+    const { lease } = this
+    // Releasing twice would meet the next holder.
+    if (lease.state === 'released' && this.ending.outcome === undefined) return this.committed(null)
+    lease.to('committing')
+    this.#number = ++lease.commits
+    if (lease.writing) lease.whenIdle(() => this.#begin())
+    else this.#begin()
+  }
+
+  get #isLast (): boolean {
+    return this.#number === this.lease.commits
+  }
+
+  #begin (): void {
+    if (!this.#isLast) return this.committed(null)
+    this.lease.writing = true
+    this.deps.calls.run(this)
+  }
+
+  send (store: IdempotencyStore): unknown {
+    const { lease, ending: { outcome } } = this
+    const { holder } = lease
+    const { storeKey, token, route } = holder
+    if (outcome !== undefined) return store.complete(storeKey, token, outcome, route.ttl)
+    // An outcome that was written before has dropped the steps, and so has a store that was emptied.
+    const binding = holder.binding(lease.commits > 1 || this.#round > 1)
+    return store.release(storeKey, token, route.ttl, holder.started, binding)
+  }
+
+  check (answer: unknown): boolean {
+    return acceptedIn(answer)
+  }
+
+  answered (error: unknown, accepted?: boolean): void {
+    if (error !== null || accepted === true) return this.#end(error)
+    if (this.#round > MAX_ROUNDS) {
+      return this.#end(new Error('The store grants the key to this token, and then refuses it'))
+    }
+    this.#learnWhy()
+  }
+
+  /**
+   * The token was rejected: claims again to learn why: a winner's response, somebody who runs now, or nobody (the
+   * store has lost the record), and then the outcome is written again.
+   */
+  #learnWhy (): void {
+    const { deps, lease } = this
+    const { holder } = lease
+    const { storeKey, token, route } = holder
     lease.lose()
     deps.calls.claim(storeKey, { token, lease: route.lease, ttl: route.ttl, takeover: true }, (error, claim) => {
-      if (error !== null) return done(error)
+      if (error !== null) return this.#end(error)
       const found = claim as StoreClaim
-      if (found.outcome !== 'acquired') return done(null, found)
+      if (found.outcome !== 'acquired') return this.#end(null, found)
       const { attempt, fingerprint = '' } = found
       if (fingerprint !== '' && !matches(fingerprint, holder.knownFingerprint())) {
         // Freed meanwhile by another request, to which it stays bound.
         return deps.calls.release(
-          storeKey, token, route.ttl, false, undefined, error => done(error, { outcome: 'held', attempt, fingerprint })
+          storeKey, token, route.ttl, false, undefined,
+          error => this.#end(error, { outcome: 'held', attempt, fingerprint })
         )
       }
       lease.lost = false
-      write(deps, lease, outcome, round + 1, done)
+      this.#round++
+      deps.calls.run(this)
     })
   }
-  // An outcome that was written before has dropped the steps, and so has a store that was emptied.
-  const binding = outcome === undefined ? holder.binding(lease.commits > 1 || round > 1) : undefined
-  if (outcome === undefined) deps.calls.release(storeKey, token, route.ttl, started, binding, written)
-  else deps.calls.complete(storeKey, token, outcome, route.ttl, written)
+
+  #end (error: unknown, taken?: Taken): void {
+    const { deps, lease } = this
+    lease.writing = false
+    if (!this.#isLast) {
+      this.committed(null)
+    } else if (error !== null) {
+      this.committed(error)
+    } else {
+      if (taken === undefined) recordCommitted(lease, this.ending)
+      else lease.to('superseded')
+      deps.renewals.delete(lease)
+      this.committed(null, taken)
+    }
+    lease.idle()
+  }
+}
+
+/** A commit that tells a function what came of it. */
+class ToldCommit extends Commit {
+  readonly #done: Committed
+
+  constructor (deps: LeaseDeps, lease: Lease, ending: Ending, done: Committed) {
+    super(deps, lease, ending)
+    this.#done = done
+  }
+
+  protected override committed (error: unknown, taken?: Taken): void {
+    this.#done(error, taken)
+  }
+}
+
+export function commit (deps: LeaseDeps, lease: Lease, ending: Ending, done: Committed): void {
+  new ToldCommit(deps, lease, ending, done).start()
 }
 
 function recordCommitted (lease: Lease, { outcome, status }: Ending): void {

@@ -1,7 +1,7 @@
 import { matches } from '../protocol/fingerprint.ts'
-import { evaluateClaim, inProgress, mismatch, type Verdict } from '../protocol/verdict.ts'
+import { evaluateClaim, inProgress, mismatch, type Taken, type Verdict } from '../protocol/verdict.ts'
 import type { Backlog } from './backlog.ts'
-import { commit, type Ending, type LeaseDeps } from './commit.ts'
+import { Commit, type Ending, type LeaseDeps } from './commit.ts'
 import type { Holder, Lease } from './lease.ts'
 
 export interface SettleDeps extends LeaseDeps {
@@ -21,15 +21,28 @@ export function settle (deps: SettleDeps, lease: Lease, ending: Ending, done: (i
     )
   }
   deps.backlog.delete(lease)
-  commit(deps, lease, ending, (error, taken) => {
+  new Settlement(deps, lease, ending, done).start()
+}
+
+class Settlement extends Commit<SettleDeps> {
+  readonly #done: (instead?: Verdict) => void
+
+  constructor (deps: SettleDeps, lease: Lease, ending: Ending, done: (instead?: Verdict) => void) {
+    super(deps, lease, ending)
+    this.#done = done
+  }
+
+  protected override committed (error: unknown, taken?: Taken): void {
+    const { deps, lease, ending } = this
+    const { holder } = lease
     if (error === null) {
-      return done(taken === undefined ? undefined : evaluateClaim(taken, holder.knownFingerprint(), holder.route))
+      return this.#done(taken === undefined ? undefined : evaluateClaim(taken, holder.knownFingerprint(), holder.route))
     }
     // Refused and nobody knows why, or silent for a lease: the reply may be a second outcome, so it must not be seen.
     const doubtful = lease.lost || lease.isOverdue()
     deps.backlog.add(lease, ending, error)
-    done(doubtful ? { refuse: inProgress(holder.route) } : undefined)
-  })
+    this.#done(doubtful ? { refuse: inProgress(holder.route) } : undefined)
+  }
 }
 
 /**

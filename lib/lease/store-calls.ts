@@ -1,10 +1,23 @@
 import {
   acceptedIn, claimIn, recordingIn, stepsIn, type IdempotencyStore, type StoreBinding, type StoreClaim,
-  type StoreClaimRequest, type StoreEntry, type StoreOutcome, type StoreRecording, type StoreStep
+  type StoreClaimRequest, type StoreEntry, type StoreRecording, type StoreStep
 } from '../stores/contract.ts'
 import { errorFrom, isThenable, promiseOf } from '../util/promise.ts'
 
 export type Answer<T> = (error: unknown, value?: T) => void
+
+/**
+ * One call of the store, and who hears of its answer. An object, since each request has some: as functions they would
+ * take several times the memory.
+ */
+export interface Operation<T> {
+  send (store: IdempotencyStore): unknown
+  /** The store's answer, once it is one of the contract's. @throws {StoreAnswerError} when it is none. */
+  check (answer: unknown): T
+  answered (error: unknown, value?: T): void
+  /** What comes after the operation's time was over. */
+  late? (error: unknown, value?: T): void
+}
 
 /** No answer in time. One may still come. */
 export class StoreTimeout extends Error {
@@ -36,25 +49,24 @@ export class StoreCalls {
     this.#ms = ms
   }
 
-  claim (key: string, request: StoreClaimRequest, done: Answer<StoreClaim>, late?: Answer<StoreClaim>): void {
-    this.#call(() => this.store.claim(key, request), claimIn, done, late)
+  claim (key: string, request: StoreClaimRequest, answered: Answer<StoreClaim>): void {
+    this.run({ send: store => store.claim(key, request), check: claimIn, answered })
   }
 
   renew (
-    key: string, token: string, lease: number, ttl: number, fingerprint: string, bind: boolean, done: Answer<boolean>,
-    late?: Answer<boolean>
+    key: string, token: string, lease: number, ttl: number, fingerprint: string, bind: boolean,
+    answered: Answer<boolean>, late: Answer<boolean>
   ): void {
-    this.#call(() => this.store.renew(key, token, lease, ttl, fingerprint, bind), acceptedIn, done, late)
-  }
-
-  complete (key: string, token: string, outcome: StoreOutcome, ttl: number, done: Answer<boolean>): void {
-    this.#call(() => this.store.complete(key, token, outcome, ttl), acceptedIn, done)
+    this.run({
+      send: store => store.renew(key, token, lease, ttl, fingerprint, bind), check: acceptedIn, answered, late
+    })
   }
 
   release (
-    key: string, token: string, ttl: number, executed: boolean, binding: StoreBinding | undefined, done: Answer<boolean>
+    key: string, token: string, ttl: number, executed: boolean, binding: StoreBinding | undefined,
+    answered: Answer<boolean>
   ): void {
-    this.#call(() => this.store.release(key, token, ttl, executed, binding), acceptedIn, done)
+    this.run({ send: store => store.release(key, token, ttl, executed, binding), check: acceptedIn, answered })
   }
 
   /** Whether the store records steps. */
@@ -64,25 +76,27 @@ export class StoreCalls {
 
   record (
     key: string, token: string, fingerprint: string, name: string, result: string | undefined,
-    done: Answer<StoreRecording>, late: Answer<StoreRecording>
+    answered: Answer<StoreRecording>, late: Answer<StoreRecording>
   ): void {
-    this.#call(() => this.store.record?.(key, token, fingerprint, name, result), recordingIn, done, late)
+    this.run({
+      send: store => store.record?.(key, token, fingerprint, name, result), check: recordingIn, answered, late
+    })
   }
 
-  recorded (key: string, done: Answer<StoreStep[]>): void {
-    this.#call(() => this.store.recorded?.(key), stepsIn, done)
+  recorded (key: string, answered: Answer<StoreStep[]>): void {
+    this.run({ send: store => store.recorded?.(key), check: stepsIn, answered })
   }
 
-  read (key: string, done: Answer<StoreEntry | undefined>): void {
-    this.#call(() => this.store.read(key), entry => entry as StoreEntry | undefined, done)
+  read (key: string, answered: Answer<StoreEntry | undefined>): void {
+    this.run({ send: store => store.read(key), check: entry => entry as StoreEntry | undefined, answered })
   }
 
-  remove (key: string, done: Answer<boolean>): void {
-    this.#call(() => this.store.remove(key), acceptedIn, done)
+  remove (key: string, answered: Answer<boolean>): void {
+    this.run({ send: store => store.remove(key), check: acceptedIn, answered })
   }
 
-  close (done: Answer<void>): void {
-    this.#call(() => this.store.close?.(), () => undefined, done)
+  close (answered: Answer<void>): void {
+    this.run({ send: store => store.close?.(), check: () => undefined, answered })
   }
 
   get isIdle (): boolean {
@@ -94,12 +108,12 @@ export class StoreCalls {
     if (!this.isIdle) await new Promise<void>(resolve => { this.#idle.push(resolve) })
   }
 
-  #call<T> (operation: () => unknown, check: (answer: unknown) => T, done: Answer<T>, onLate?: Answer<T>): void {
+  run<T> (operation: Operation<T>): void {
     const isProbe = this.#late >= MAX_LATE
     if (isProbe) {
       const now = performance.now()
       if (now - this.#lateAt < this.#ms) {
-        return done(
+        return operation.answered(
           new Error(`The store has left ${this.#late} operations unanswered; no more are sent until it answers`)
         )
       }
@@ -107,19 +121,17 @@ export class StoreCalls {
     }
     let value
     try {
-      const answer = operation()
-      if (isThenable(answer)) return this.#wait(promiseOf(answer), check, isProbe, done, onLate)
-      value = check(answer)
+      const answer = operation.send(this.store)
+      if (isThenable(answer)) return this.#wait(promiseOf(answer), operation, isProbe)
+      value = operation.check(answer)
     } catch (error) {
-      return done(errorFrom(error))
+      return operation.answered(errorFrom(error))
     }
     if (this.#late > 0) this.#answered(isProbe)
-    done(null, value)
+    operation.answered(null, value)
   }
 
-  #wait<T> (
-    pending: Promise<unknown>, check: (answer: unknown) => T, isProbe: boolean, done: Answer<T>, onLate?: Answer<T>
-  ): void {
+  #wait<T> (pending: Promise<unknown>, operation: Operation<T>, isProbe: boolean): void {
     let state: 'pending' | 'settled' | 'late' = 'pending'
     this.#pending++
     const expire = (): void => {
@@ -127,7 +139,7 @@ export class StoreCalls {
       state = 'late'
       this.#late = Math.min(this.#late + 1, MAX_LATE)
       this.#lateAt = performance.now()
-      done(new StoreTimeout(`The store did not answer within ${this.#ms} ms`))
+      operation.answered(new StoreTimeout(`The store did not answer within ${this.#ms} ms`))
       this.#over()
     }
     // A process that was frozen runs its timers first: what has arrived meanwhile must still be read.
@@ -138,16 +150,16 @@ export class StoreCalls {
       state = 'settled'
       if (!wasLate) {
         if (this.#late > 0) this.#answered(isProbe)
-        done(error, value)
+        operation.answered(error, value)
         return this.#over()
       }
       this.#late = Math.max(0, this.#late - 1)
-      onLate?.(error, value)
+      operation.late?.(error, value)
     }
     pending.then(answer => {
       let value
       try {
-        value = check(answer)
+        value = operation.check(answer)
       } catch (error) {
         return settle(error)
       }

@@ -2,13 +2,13 @@ import type { FastifyReply, FastifyRequest } from 'fastify'
 import type { RouteConfig } from '../config/config.ts'
 import { loggable, publish } from '../events.ts'
 import { Lease } from '../lease/lease.ts'
-import { StoreTimeout } from '../lease/store-calls.ts'
+import { StoreTimeout, type Operation } from '../lease/store-calls.ts'
 import { IdempotencyError } from '../protocol/errors.ts'
 import { idOf, isLarge } from '../protocol/fingerprint.ts'
 import { keyError, readKey } from '../protocol/key.ts'
 import { evaluateClaim, fingerprintIn, needsBody, type Taken, type Verdict } from '../protocol/verdict.ts'
 import { cutOff } from '../request/body.ts'
-import { StoreAnswerError, type StoreClaim } from '../stores/contract.ts'
+import { claimIn, StoreAnswerError, type IdempotencyStore, type StoreClaim } from '../stores/contract.ts'
 import { UnreadableRecordError } from '../stores/record.ts'
 import { errorFrom, isThenable, promiseOf } from '../util/promise.ts'
 import { releaseUnused, watchClose } from './after-close.ts'
@@ -108,34 +108,68 @@ function stop (exchange: Exchange, error: IdempotencyError, done: Done): void {
 
 /** Asks the store for the key. */
 function claim (exchange: Exchange, done: Done): void {
-  ask(exchange, (error, found, sent) => {
-    if (error !== null) return storeFailed(exchange, error, done)
-    granted(exchange, found as StoreClaim, sent, done)
-  })
+  new Question(exchange, claimed, done).ask()
 }
 
-/** The claim's answer, and when it was asked for. A grant that came too late to count is asked for again. */
-function ask (
-  exchange: Exchange, answered: (error: Error | null, found: StoreClaim | undefined, sent: number) => void, round = 1
-): void {
-  const { core, route, storeKey, token } = exchange
-  const request = { token, lease: route.lease, ttl: route.ttl, takeover: route.abandoned === 'retry' }
-  const sent = performance.now()
-  core.calls.claim(storeKey, request, (error, found) => {
-    if (found === undefined) return answered(errorFrom(error), undefined, sent)
+function claimed (exchange: Exchange, error: Error | null, found: StoreClaim | undefined, sent: number, done: Done): void {
+  if (error !== null) storeFailed(exchange, error, done)
+  else granted(exchange, found as StoreClaim, sent, done)
+}
+
+/** Asks for the key of a request. A grant that came too late to count is asked for again. */
+class Question implements Operation<StoreClaim> {
+  readonly #exchange: Exchange
+  /** Hears the claim's answer, and when it was asked for. */
+  readonly #heard: typeof claimed
+  readonly #done: Done
+  #sent = 0
+  #round = 0
+
+  constructor (exchange: Exchange, heard: typeof claimed, done: Done) {
+    this.#exchange = exchange
+    this.#heard = heard
+    this.#done = done
+  }
+
+  ask (): void {
+    this.#round++
+    this.#sent = performance.now()
+    this.#exchange.core.calls.run(this)
+  }
+
+  send (store: IdempotencyStore): unknown {
+    const { storeKey, token, route } = this.#exchange
+    const { lease, ttl, abandoned } = route
+    return store.claim(storeKey, { token, lease, ttl, takeover: abandoned === 'retry' })
+  }
+
+  check (answer: unknown): StoreClaim {
+    return claimIn(answer)
+  }
+
+  answered (error: unknown, found?: StoreClaim): void {
+    const { lease } = this.#exchange.route
+    if (found === undefined) return this.#tell(errorFrom(error), undefined)
     // Frozen since then: the key may have been taken over already. The token keeps it if not.
-    if (found.outcome === 'acquired' && performance.now() - sent >= route.lease) {
-      if (round < MAX_ROUNDS) return ask(exchange, answered, round + 1)
-      return answered(
-        new Error(`The store takes longer to answer than the lease of ${route.lease} ms lasts`), undefined, sent
+    if (found.outcome === 'acquired' && performance.now() - this.#sent >= lease) {
+      if (this.#round < MAX_ROUNDS) return this.ask()
+      return this.#tell(
+        new Error(`The store takes longer to answer than the lease of ${lease} ms lasts`), undefined
       )
     }
-    answered(null, found, sent)
-  }, (_error, late) => {
-    // Granted after the request went on without it. A later claim may have it: the token is the same.
+    this.#tell(null, found)
+  }
+
+  /** Granted after the request went on without it. A later claim may have it: the token is the same. */
+  late (_error: unknown, found?: StoreClaim): void {
+    const exchange = this.#exchange
     const unused = exchange.lease === undefined && exchange.waiter === undefined
-    if (unused && (late === undefined || late.outcome === 'acquired')) core.backlog.giveBack(exchange)
-  })
+    if (unused && (found === undefined || found.outcome === 'acquired')) exchange.core.backlog.giveBack(exchange)
+  }
+
+  #tell (error: Error | null, found: StoreClaim | undefined): void {
+    this.#heard(this.#exchange, error, found, this.#sent, this.#done)
+  }
 }
 
 function storeFailed (exchange: Exchange, cause: Error, done: Done): void {
@@ -253,7 +287,7 @@ function waitForHolder (exchange: Exchange, waiter: Waiter, next: (stillHeld: bo
       endWaiting(exchange, waiter)
       return next(true)
     }
-    ask(exchange, (error, found, sent) => {
+    new Question(exchange, (_exchange, error, found, sent) => {
       if (error !== null && mayBypass(exchange, error)) {
         // The holder is known to run: while the store is away, nobody may run beside it.
         waiter.uncertain = true
@@ -266,7 +300,7 @@ function waitForHolder (exchange: Exchange, waiter: Waiter, next: (stillHeld: bo
       exchange.waiter = undefined
       if (error !== null) return storeFailed(exchange, error, done)
       granted(exchange, found as StoreClaim, sent, error => error === undefined ? next(false) : done(error))
-    })
+    }, done).ask()
   }, () => endWaiting(exchange, waiter))
 }
 
