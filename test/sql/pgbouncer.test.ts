@@ -58,6 +58,28 @@ if (program === undefined) {
     })
   }
 
+  for (const name of ['viaPostgres', 'viaDrizzle over postgres']) {
+    t.test(`G18: ${name} through PgBouncer, although it prepares its COMMIT: an answer has its row`, async t => {
+      const url = await newDatabase(server)
+      const adapter = ADAPTERS.find(each => each.name === name) as NonNullable<typeof ADAPTERS[0]>
+      const { once, end } = await adapter.make(through(url), { idleTimeout: '10s' })
+      t.teardown(end)
+      const { post } = await startApp(t, { store: new MemoryStore() }, app => {
+        app.post('/', async request => await once(request, 'x', async run => {
+          return (await run(`insert into effects (key) values ('${String(request.idempotency.key)}') returning id`))[0]
+        }))
+      })
+      const send = async (key: string | undefined): Promise<unknown> => {
+        const { status, json } = await post(key)
+        return status === 200 ? json()['id'] : status
+      }
+      // Without a key it is a plain transaction.
+      const ids = await Promise.all(Array.from({ length: 40 }, async (_, i) => await send(i % 4 === 0 ? undefined : `k${i}`)))
+      const rows = await run(url, 'select id from effects order by id')
+      t.same(rows.map(({ id }) => id), ids.toSorted((a, b) => Number(a) - Number(b)))
+    })
+  }
+
   t.test('G18: what a transaction sets stays in it: the next one on the same session has nothing of it', async t => {
     const url = await newDatabase(server)
     const adapter = ADAPTERS[0] as NonNullable<typeof ADAPTERS[0]>

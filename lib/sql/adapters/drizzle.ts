@@ -1,5 +1,6 @@
 import { splitParameters } from '../parameters.ts'
 import { ClosedTransactions } from './closed.ts'
+import { checkCommitted, COMMIT } from './commit.ts'
 import type { Database, Row } from '../database.ts'
 
 /** As much of a transaction of Drizzle as is used. */
@@ -10,6 +11,7 @@ export interface DrizzleTx {
 /** As much of Drizzle's database as is used. */
 export interface DrizzleDb<Tx, Config> {
   transaction<T> (work: (tx: Tx) => Promise<T>, config?: Config): Promise<T>
+  readonly $client?: unknown
 }
 
 /** As much of Drizzle's `sql` as is used. */
@@ -25,9 +27,19 @@ export function viaDrizzle<Tx extends DrizzleTx, Config> (
   db: DrizzleDb<Tx, Config>, sql: DrizzleSql
 ): Database<Tx, Config> {
   const closed = new ClosedTransactions<Tx>()
+  const isOverPostgres = typeof (db?.$client as { begin?: unknown } | undefined)?.begin === 'function'
+  const raw = (text: string): never => sql(Object.assign([text], { raw: [text] })) as never
   return {
-    async transaction (work, config) {
-      return await closed.run(async work => await db.transaction(work, config), work)
+    async transaction<T> (work: (tx: Tx) => Promise<T>, config?: Config): Promise<T> {
+      const run = async (tx: Tx): Promise<T> => {
+        const result = await work(tx)
+        if (isOverPostgres) {
+          closed.check(tx)
+          checkCommitted(await tx.execute(raw(COMMIT)) as { command?: string })
+        }
+        return result
+      }
+      return await closed.run(async work => await db.transaction(work, config), run)
     },
     async query (tx, text, values) {
       closed.check(tx)

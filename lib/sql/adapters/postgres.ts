@@ -1,9 +1,10 @@
 import { ClosedTransactions } from './closed.ts'
+import { checkCommitted, COMMIT } from './commit.ts'
 import type { Database, Row } from '../database.ts'
 
 /** As much of a transaction of postgres (https://github.com/porsager/postgres) as is used. */
 export interface PostgresTx {
-  unsafe (text: string, values: string[]): PromiseLike<Iterable<unknown>>
+  unsafe (text: string, values: string[]): PromiseLike<Iterable<unknown> & { command?: string }>
 }
 
 /** As much of its `sql` as is used. */
@@ -15,8 +16,25 @@ export interface PostgresSql<Tx> {
 export function viaPostgres<Tx extends PostgresTx> (sql: PostgresSql<Tx>): Database<Tx, string> {
   const closed = new ClosedTransactions<Tx>()
   return {
-    async transaction (work, options = '') {
-      return await closed.run(async work => await sql.begin(options, work), work)
+    async transaction<T> (work: (tx: Tx) => Promise<T>, options = ''): Promise<T> {
+      let worked = undefined as { result: T, commit: Promise<{ command?: string }> } | undefined
+      const run = async (tx: Tx): Promise<void> => {
+        const result = await work(tx)
+        closed.check(tx)
+        // Not waited for here: the library's own COMMIT goes after it in the same breath.
+        const commit = new Promise<{ command?: string }>((resolve, reject) => {
+          tx.unsafe(COMMIT, []).then(resolve, reject)
+        })
+        commit.catch(() => {})
+        worked = { result, commit }
+      }
+      await closed.run(async work => await sql.begin(options, work), run).catch(error => {
+        // What became of the work is told by the answer to its own COMMIT.
+        if (worked === undefined) throw error
+      })
+      const { result, commit } = worked as NonNullable<typeof worked>
+      checkCommitted(await commit)
+      return result
     },
     async query (tx, text, values) {
       closed.check(tx)
