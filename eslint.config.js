@@ -31,6 +31,15 @@ const zones = Object.entries(ROOMS).map(([room, allowed]) => ({
 export default [
   ...neostandard({ ts: true, ignores: ['dist', '**/.build', '.tap', '.mutants'] }),
   {
+    files: ['*.js', '{lib,test,examples,benchmarks}/**/*.{js,ts}'],
+    rules: { '@stylistic/max-len': ['error', 120] }
+  },
+  {
+    files: ['{lib,examples,benchmarks}/**/*.{js,ts}'],
+    // Two, since the rule counts `() => { one() }` as two.
+    rules: { '@stylistic/max-statements-per-line': ['error', { max: 2 }] }
+  },
+  {
     files: ['lib/**/*.ts'],
     plugins: { 'import-x': importX },
     settings: { 'import-x/extensions': ['.ts'], 'import-x/parsers': { '@typescript-eslint/parser': ['.ts'] } },

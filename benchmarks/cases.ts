@@ -51,27 +51,166 @@ export const work = {
 
 export const cases: Case[] = [
   { id: 'control', part: 'none', work: work.control, subject: 'bare route', app: 'bare', anchor: 'bare', ...replay },
-  { id: 'opted-out', part: 'none', work: work.optedOut, subject: OURS, app: 'ours-opted-out', anchor: 'bare', ...replay, target: 'control' },
-  { id: 'no-key', part: 'none', work: work.noKey, subject: OURS, app: 'ours', anchor: 'bare', path: '/payments', keys: 'none', target: 0.98 },
+  {
+    id: 'opted-out',
+    part: 'none',
+    work: work.optedOut,
+    subject: OURS,
+    app: 'ours-opted-out',
+    anchor: 'bare',
+    ...replay,
+    target: 'control'
+  },
+  {
+    id: 'no-key',
+    part: 'none',
+    work: work.noKey,
+    subject: OURS,
+    app: 'ours',
+    anchor: 'bare',
+    path: '/payments',
+    keys: 'none',
+    target: 0.98
+  },
 
-  { id: 'replay', part: 'replay', work: work.replay, subject: OURS, app: 'ours', anchor: 'bare', ...replay, target: 1.05 },
-  { id: 'replay-16k', part: 'replay', work: work.replayLarge, subject: OURS, app: 'ours', anchor: 'bare', ...large, target: 2 },
-  { id: 'replay-redis', part: 'replay', work: work.replayRedis, subject: OURS, app: 'ours-redis', anchor: 'redis-get', ...replay, target: 1.25 },
+  {
+    id: 'replay', part: 'replay', work: work.replay, subject: OURS, app: 'ours', anchor: 'bare', ...replay, target: 1.05
+  },
+  {
+    id: 'replay-16k',
+    part: 'replay',
+    work: work.replayLarge,
+    subject: OURS,
+    app: 'ours',
+    anchor: 'bare',
+    ...large,
+    target: 2
+  },
+  {
+    id: 'replay-redis',
+    part: 'replay',
+    work: work.replayRedis,
+    subject: OURS,
+    app: 'ours-redis',
+    anchor: 'redis-get',
+    ...replay,
+    target: 1.25
+  },
 
   { id: 'first', part: 'first', work: work.first, subject: OURS, app: 'ours', anchor: 'bare', ...first, target: 0.75 },
-  { id: 'first-redis', part: 'first', work: work.firstRedis, subject: OURS, app: 'ours-redis', anchor: 'redis-set-twice', ...first, target: 1.25 },
+  {
+    id: 'first-redis',
+    part: 'first',
+    work: work.firstRedis,
+    subject: OURS,
+    app: 'ours-redis',
+    anchor: 'redis-set-twice',
+    ...first,
+    target: 1.25
+  },
 
-  { id: 'stream', part: 'stream', work: work.stream, subject: OURS, app: 'ours', anchor: 'bare', path: '/upload', keys: 'fresh' },
+  {
+    id: 'stream',
+    part: 'stream',
+    work: work.stream,
+    subject: OURS,
+    app: 'ours',
+    anchor: 'bare',
+    path: '/upload',
+    keys: 'fresh'
+  },
 
-  { id: 'events-silent-replay', part: 'events', work: work.silentReplay, subject: OURS, app: 'ours', anchor: 'ours-without-events', ...replay, target: 'control' },
-  { id: 'events-silent-first', part: 'events', work: work.silentFirst, subject: OURS, app: 'ours', anchor: 'ours-without-events', ...first, target: 'control' },
-  { id: 'events-heard-replay', part: 'events', work: work.heardReplay, subject: OURS, app: 'ours-with-metrics', anchor: 'ours', ...replay },
+  {
+    id: 'events-silent-replay',
+    part: 'events',
+    work: work.silentReplay,
+    subject: OURS,
+    app: 'ours',
+    anchor: 'ours-without-events',
+    ...replay,
+    target: 'control'
+  },
+  {
+    id: 'events-silent-first',
+    part: 'events',
+    work: work.silentFirst,
+    subject: OURS,
+    app: 'ours',
+    anchor: 'ours-without-events',
+    ...first,
+    target: 'control'
+  },
+  {
+    id: 'events-heard-replay',
+    part: 'events',
+    work: work.heardReplay,
+    subject: OURS,
+    app: 'ours-with-metrics',
+    anchor: 'ours',
+    ...replay
+  },
 
-  { id: 'node-idempotency-replay', part: 'peers', work: work.replay, subject: NODE, app: 'node-idempotency', anchor: 'bare', ...replay },
-  { id: 'node-idempotency-replay-16k', part: 'peers', work: work.replayLarge, subject: NODE, app: 'node-idempotency', anchor: 'bare', ...large },
-  { id: 'node-idempotency-replay-redis', part: 'peers-redis', work: work.replayRedis, subject: NODE, app: 'node-idempotency-redis', anchor: 'redis-get', ...replay },
-  { id: 'node-idempotency-first', part: 'peers', work: work.first, subject: NODE, app: 'node-idempotency', anchor: 'bare', ...first },
-  { id: 'node-idempotency-first-redis', part: 'peers-redis', work: work.firstRedis, subject: NODE, app: 'node-idempotency-redis', anchor: 'redis-set-twice', ...first },
-  { id: 'express-idempotency-replay', part: 'peers-express', work: work.replayExpress, subject: EXPRESS, app: 'express-idempotency', anchor: 'bare-express', ...replay },
-  { id: 'express-idempotency-first', part: 'peers-express', work: work.firstExpress, subject: EXPRESS, app: 'express-idempotency', anchor: 'bare-express', ...first }
+  {
+    id: 'node-idempotency-replay',
+    part: 'peers',
+    work: work.replay,
+    subject: NODE,
+    app: 'node-idempotency',
+    anchor: 'bare',
+    ...replay
+  },
+  {
+    id: 'node-idempotency-replay-16k',
+    part: 'peers',
+    work: work.replayLarge,
+    subject: NODE,
+    app: 'node-idempotency',
+    anchor: 'bare',
+    ...large
+  },
+  {
+    id: 'node-idempotency-replay-redis',
+    part: 'peers-redis',
+    work: work.replayRedis,
+    subject: NODE,
+    app: 'node-idempotency-redis',
+    anchor: 'redis-get',
+    ...replay
+  },
+  {
+    id: 'node-idempotency-first',
+    part: 'peers',
+    work: work.first,
+    subject: NODE,
+    app: 'node-idempotency',
+    anchor: 'bare',
+    ...first
+  },
+  {
+    id: 'node-idempotency-first-redis',
+    part: 'peers-redis',
+    work: work.firstRedis,
+    subject: NODE,
+    app: 'node-idempotency-redis',
+    anchor: 'redis-set-twice',
+    ...first
+  },
+  {
+    id: 'express-idempotency-replay',
+    part: 'peers-express',
+    work: work.replayExpress,
+    subject: EXPRESS,
+    app: 'express-idempotency',
+    anchor: 'bare-express',
+    ...replay
+  },
+  {
+    id: 'express-idempotency-first',
+    part: 'peers-express',
+    work: work.firstExpress,
+    subject: EXPRESS,
+    app: 'express-idempotency',
+    anchor: 'bare-express',
+    ...first
+  }
 ]

@@ -29,12 +29,20 @@ text { font: 13px system-ui, -apple-system, "Segoe UI", Helvetica, Arial, sans-s
 }`
 
 const escape = (text: string): string => text.replaceAll('&', '&amp;').replaceAll('<', '&lt;').replaceAll('>', '&gt;')
-const label = (x: number, y: number, text: string, attributes = ''): string => `<text x="${x}" y="${y}" ${attributes}>${escape(text)}</text>`
+const label = (x: number, y: number, text: string, attributes = ''): string =>
+  `<text x="${x}" y="${y}" ${attributes}>${escape(text)}</text>`
 
 export function renderChart (lines: Line[], { cpu, cores, node, redis, date, rounds, seconds }: Machine): string {
   const groups = lines.map(({ work, ours, peer }) => ({
     work,
-    bars: [ours, peer].flatMap((rated, i) => rated === undefined ? [] : [{ kind: i === 0 ? 'ours' : 'peer', who: rated.pair.subject, ratio: rated.result.ratio, added: rated.result.case.cpu - rated.result.anchor.cpu }])
+    bars: [ours, peer].flatMap((rated, i) => rated === undefined
+      ? []
+      : [{
+          kind: i === 0 ? 'ours' : 'peer',
+          who: rated.pair.subject,
+          ratio: rated.result.ratio,
+          added: rated.result.case.cpu - rated.result.anchor.cpu
+        }])
   })).filter(({ bars }) => bars.length > 0)
   const most = Math.max(1.2, ...groups.flatMap(({ bars }) => bars.map(({ ratio }) => ratio.max)))
   const x = (ratio: number): number => Math.round((LABELS + ratio / most * PLOT) * 10) / 10
@@ -44,25 +52,45 @@ export function renderChart (lines: Line[], { cpu, cores, node, redis, date, rou
   for (const { work, bars } of groups) {
     const [what = '', anchor = ''] = work.split(' / ')
     const height = Math.max(bars.length, 2) * BAR
-    body.push(label(LABELS - 12, y + 13, what, 'text-anchor="end"'), label(LABELS - 12, y + 30, `of ${anchor}`, 'class="quiet" text-anchor="end"'))
+    body.push(
+      label(LABELS - 12, y + 13, what, 'text-anchor="end"'),
+      label(LABELS - 12, y + 30, `of ${anchor}`, 'class="quiet" text-anchor="end"')
+    )
     const above = y + (height - bars.length * BAR) / 2
     for (const [i, { kind, who, ratio, added }] of bars.entries()) {
       const top = above + i * BAR
+      const width = Math.round((x(ratio.median) - LABELS) * 10) / 10
+      const title = `${who}: ${ratio.median.toFixed(2)} (${ratio.min.toFixed(2)} to ${ratio.max.toFixed(2)})`
       body.push(
-        `<rect class="${kind}" x="${LABELS}" y="${top}" width="${Math.round((x(ratio.median) - LABELS) * 10) / 10}" height="${BAR - 3}"><title>${escape(`${who}: ${ratio.median.toFixed(2)} (${ratio.min.toFixed(2)} to ${ratio.max.toFixed(2)})`)}</title></rect>`,
+        `<rect class="${kind}" x="${LABELS}" y="${top}" width="${width}" height="${BAR - 3}">` +
+          `<title>${escape(title)}</title></rect>`,
         `<line class="spread" x1="${x(ratio.min)}" x2="${x(ratio.max)}" y1="${top + 7.5}" y2="${top + 7.5}"/>`,
-        label(WIDTH - 12, top + 12, `${ratio.median.toFixed(2)}  ${signed(added)} µs`, `text-anchor="end" ${kind === 'ours' ? 'class="strong"' : 'class="quiet"'}`)
+        label(
+          WIDTH - 12,
+          top + 12,
+          `${ratio.median.toFixed(2)}  ${signed(added)} µs`,
+          `text-anchor="end" ${kind === 'ours' ? 'class="strong"' : 'class="quiet"'}`
+        )
       )
     }
     y += height + GAP
   }
   const bottom = y - GAP + 6
   const grid = Array.from({ length: Math.floor(most / 0.5) + 1 }, (_, i) => i * 0.5).map(value =>
-    `<line class="${value === 1 ? 'anchor' : 'grid'}" x1="${x(value)}" x2="${x(value)}" y1="${TOP - 8}" y2="${bottom}"/>` +
+    `<line class="${value === 1 ? 'anchor' : 'grid'}" ` +
+    `x1="${x(value)}" x2="${x(value)}" y1="${TOP - 8}" y2="${bottom}"/>` +
     label(x(value), bottom + 16, value === 1 ? '1.0 = anchor' : value.toFixed(1), 'class="quiet" text-anchor="middle"'))
-  const peers = [...new Set(groups.flatMap(({ bars }) => bars.filter(({ kind }) => kind === 'peer').map(({ who }) => who)))]
-  const description = groups.map(({ work, bars }) => `${work}: ${bars.map(({ who, ratio }) => `${who} ${ratio.median.toFixed(2)}`).join(', ')}`).join('; ')
-  return `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ${WIDTH} ${bottom + 66}" width="${WIDTH}" height="${bottom + 66}" role="img" aria-labelledby="title desc">
+  const peers = [
+    ...new Set(groups.flatMap(({ bars }) => bars.filter(({ kind }) => kind === 'peer').map(({ who }) => who)))
+  ]
+  const ratios = (bars: typeof groups[number]['bars']): string =>
+    bars.map(({ who, ratio }) => `${who} ${ratio.median.toFixed(2)}`).join(', ')
+  const description = groups.map(({ work, bars }) => `${work}: ${ratios(bars)}`).join('; ')
+  const height = bottom + 66
+  const method = `Bars: medians of ${rounds} interleaved rounds of ${seconds} s. ` +
+    "Thin lines: the lowest to the highest round. µs: CPU time of a request beside its anchor's."
+  const size = `viewBox="0 0 ${WIDTH} ${height}" width="${WIDTH}" height="${height}"`
+  return `<svg xmlns="http://www.w3.org/2000/svg" ${size} role="img" aria-labelledby="title desc">
 <title id="title">Requests per second at full load, as a ratio to the anchor of each piece of work</title>
 <desc id="desc">${escape(description)}</desc>
 <style>${style}
@@ -72,7 +100,7 @@ ${label(12, 24, 'Requests per second at full load, as a ratio to the anchor', 'c
 <rect class="peer" x="170" y="37" width="12" height="12"/>${label(188, 48, `best Node peer (${peers.join(', ')})`)}
 ${[...grid, ...body].join('\n')}
 ${label(12, bottom + 40, `${cpu}, ${cores} cores; Node.js ${node}; ${redis}; ${date}`, 'class="quiet"')}
-${label(12, bottom + 57, `Bars: medians of ${rounds} interleaved rounds of ${seconds} s. Thin lines: the lowest to the highest round. µs: CPU time of a request beside its anchor's.`, 'class="quiet"')}
+${label(12, bottom + 57, method, 'class="quiet"')}
 </svg>
 `
 }

@@ -15,12 +15,21 @@ interface Guarded { what: string, before: number, now: number, change: number }
 /** A table of what is guarded, and a line for each that fell too far. */
 export async function check (): Promise<{ table: Table, fallen: string[] }> {
   const committed = readResults()
-  if (committed === undefined) throw new Error('There are no results to compare with: run the whole suite first (npm run bench).')
+  if (committed === undefined) {
+    throw new Error('There are no results to compare with: run the whole suite first (npm run bench).')
+  }
   const { sections } = committed
   const data = <T>(name: string): T[] => (sections[name]?.data ?? []) as T[]
   const found = [
-    ...costs('bytes allocated', data<{ work: string, median: number }>('allocation'), (await allocationPart.run()).data, ({ work, median }) => [work, median]),
-    ...costs('Redis\' own time', data<StepCost>('redis-side'), (await redisCosts()).costs, ({ step, ratio }) => [step, ratio]),
+    ...costs(
+      'bytes allocated',
+      data<{ work: string, median: number }>('allocation'),
+      (await allocationPart.run()).data,
+      ({ work, median }) => [work, median]
+    ),
+    ...costs(
+      'Redis\' own time', data<StepCost>('redis-side'), (await redisCosts()).costs, ({ step, ratio }) => [step, ratio]
+    ),
     ...await ratios(pairResults(sections))
   ]
   return {

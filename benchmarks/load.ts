@@ -53,13 +53,25 @@ export async function fullLoad ({ port, path, keys }: Target, seconds: number): 
   }
   const started = performance.now()
   const { requests, non2xx, errors, timeouts } = await new Promise<autocannon.Result>((resolve, reject) => {
-    autocannon(options, (error, result) => { if (error) reject(error); else resolve(result) })
-      .on('response', (_client, _status, _bytes, milliseconds) => { latency.record(Math.max(1, Math.round(milliseconds * 1_000))) })
+    autocannon(options, (error, result) => {
+      if (error) reject(error)
+      else resolve(result)
+    })
+      .on('response', (_client, _status, _bytes, milliseconds) => {
+        latency.record(Math.max(1, Math.round(milliseconds * 1_000)))
+      })
   })
   const elapsed = (performance.now() - started) / 1_000
   if (non2xx > 0 || errors > 0 || timeouts > 0) {
-    throw new Rejected(`${path}: ${non2xx} answers were not 2xx, ${errors} requests failed, ${timeouts} of them timed out`)
+    throw new Rejected(
+      `${path}: ${non2xx} answers were not 2xx, ${errors} requests failed, ${timeouts} of them timed out`
+    )
   }
   if (elapsed > seconds * 1.5 + 0.2) throw new Rejected(`${path}: ${seconds} s took ${elapsed.toFixed(2)} s`)
-  return { requests: requests.total, rate: requests.total / elapsed, p50: latency.percentile(50) / 1_000, p99: latency.percentile(99) / 1_000 }
+  return {
+    requests: requests.total,
+    rate: requests.total / elapsed,
+    p50: latency.percentile(50) / 1_000,
+    p99: latency.percentile(99) / 1_000
+  }
 }

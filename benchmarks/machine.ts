@@ -5,7 +5,18 @@ import { redisVersion } from './redis.ts'
 import { rejections } from './rejected.ts'
 import { PAIRS, ROUNDS, SECONDS } from './settings.ts'
 
-export interface Machine { cpu: string, cores: number, node: string, redis: string, date: string, pinned: boolean, pairs: number, rounds: number, seconds: number, rejected: number }
+export interface Machine {
+  cpu: string
+  cores: number
+  node: string
+  redis: string
+  date: string
+  pinned: boolean
+  pairs: number
+  rounds: number
+  seconds: number
+  rejected: number
+}
 
 export async function describeMachine (): Promise<Machine> {
   return {
@@ -22,8 +33,15 @@ export async function describeMachine (): Promise<Machine> {
   }
 }
 
-export const machineText = ({ cpu, cores, node, redis, date, pinned, pairs, rounds, seconds, rejected }: Machine): string =>
+export const machineText = (
+  { cpu, cores, node, redis, date, pinned, pairs, rounds, seconds, rejected }: Machine
+): string =>
   `${cpu}, ${cores} cores; Node.js ${node}; ${redis}; ${date}. ` +
-  (pinned ? 'Ratios: the server on one core, the load and Redis on the others; ' : 'Nothing is pinned to a core: taskset is missing or there is one core only. Ratios: ') +
-  `medians of ${pairs * rounds} interleaved rounds of ${seconds} s, ${rounds} in each of ${pairs} pairs of processes; in brackets, the lowest and the highest round.` +
-  (rejected === 0 ? '' : ` Rejected and measured again, because requests failed or the machine stood still: ${rejected}.`)
+  (pinned
+    ? 'Ratios: the server on one core, the load and Redis on the others; '
+    : 'Nothing is pinned to a core: taskset is missing or there is one core only. Ratios: ') +
+  `medians of ${pairs * rounds} interleaved rounds of ${seconds} s, ${rounds} in each of ${pairs} pairs of ` +
+  'processes; in brackets, the lowest and the highest round.' +
+  (rejected === 0
+    ? ''
+    : ` Rejected and measured again, because requests failed or the machine stood still: ${rejected}.`)

@@ -33,7 +33,8 @@ export interface Comparison {
 export interface NotMeasured { id: string, reason: string }
 
 /** Whether the app keeps responses by key, so that a second request with one key does not run the handler. */
-const replays = ({ app }: Pick<Case, 'app'>): boolean => !app.startsWith('bare') && !app.startsWith('redis-') && app !== 'ours-opted-out'
+const replays = ({ app }: Pick<Case, 'app'>): boolean =>
+  !app.startsWith('bare') && !app.startsWith('redis-') && app !== 'ours-opted-out'
 
 interface Sample extends Answers { cpu: number, busy: number }
 
@@ -61,7 +62,10 @@ interface Measured { anchor: Sample[], case: Sample[] }
 async function measurePair ({ id, path, keys, ...apps }: Case): Promise<Measured | NotMeasured> {
   const redisPort = await emptyRedis()
   const sides = await Promise.all([apps.anchor, apps.app].map(async app => ({
-    app, server: await startServer(app, redisPort), samples: [] as Sample[], runsHandler: !(keys === 'same' && replays({ app }))
+    app,
+    server: await startServer(app, redisPort),
+    samples: [] as Sample[],
+    runsHandler: !(keys === 'same' && replays({ app }))
   })))
   try {
     for (const { app, server } of sides) {
@@ -93,7 +97,8 @@ export async function compare (pair: Case): Promise<Comparison | NotMeasured> {
     all.anchor.push(...measured.anchor)
     all.case.push(...measured.case)
   }
-  const each = (name: 'rate' | 'cpu'): number[] => all.case.map((sample, round) => sample[name] / (all.anchor[round]?.[name] ?? NaN))
+  const each = (name: 'rate' | 'cpu'): number[] =>
+    all.case.map((sample, round) => sample[name] / (all.anchor[round]?.[name] ?? NaN))
   return {
     id: pair.id,
     ratio: spread(each('rate')),

@@ -6,14 +6,16 @@ import type { Spread } from './spread.ts'
 
 const BUSY = 0.9
 
-export const ratioText = ({ median, min, max }: Spread): string => `**${median.toFixed(2)}** (${min.toFixed(2)} to ${max.toFixed(2)})`
+export const ratioText = ({ median, min, max }: Spread): string =>
+  `**${median.toFixed(2)}** (${min.toFixed(2)} to ${max.toFixed(2)})`
 const two = (left: number, right: number, digits = 0): string => `${left.toFixed(digits)} → ${right.toFixed(digits)}`
 
 function row ({ work, subject, target }: Case, result: Comparison | NotMeasured): string[] {
   if ('reason' in result) return [work, subject, `not measured: ${result.reason}`, '', '', '', '', '', '']
   const { ratio, cpuRatio, anchor, case: own } = result
   return [
-    work, subject, ratioText(ratio), target === undefined ? '' : target === 'control' ? 'as the control' : `≥ ${target.toFixed(2)}`,
+    work, subject, ratioText(ratio),
+    target === undefined ? '' : target === 'control' ? 'as the control' : `≥ ${target.toFixed(2)}`,
     ratioText(cpuRatio), two(anchor.rate, own.rate), two(anchor.cpu, own.cpu),
     `${two(anchor.p50, own.p50, 1)}, ${two(anchor.p99, own.p99, 1)}`,
     `${two(anchor.busy * 100, own.busy * 100)} %${Math.min(anchor.busy, own.busy) < BUSY ? ' (!)' : ''}`
@@ -22,7 +24,9 @@ function row ({ work, subject, target }: Case, result: Comparison | NotMeasured)
 
 export type PairResults = Array<Comparison | NotMeasured>
 
-/** Runs pairs. A peer that does not do what its row says is reported as such; for ours and the anchors it is an error. */
+/**
+ * Runs pairs. A peer that does not do what its row says is reported as such; for ours and the anchors it is an error.
+ */
 export async function runPairs (pairs: Case[]): Promise<PairResults> {
   const results: PairResults = []
   for (const pair of pairs) {
@@ -39,9 +43,15 @@ export function pairTable (pairs: Case[], results: PairResults): Section<PairRes
   const limited = results.some(result => !('reason' in result) && Math.min(result.anchor.busy, result.case.busy) < BUSY)
   return {
     title: '',
-    notes: limited ? [`(!) The server was busy for less than ${BUSY * 100} % of the time: something else limited the rate: the load, Redis, or another process on its core. The CPU time per request is the figure to read.`] : [],
+    notes: limited
+      ? [`(!) The server was busy for less than ${BUSY * 100} % of the time: something else limited the rate: ` +
+        'the load, Redis, or another process on its core. The CPU time per request is the figure to read.']
+      : [],
     table: {
-      columns: ['work / anchor', 'who', 'req/s ratio', 'to reach', 'CPU ratio', 'req/s', 'CPU µs per request', 'p50, p99 in ms', 'server busy'],
+      columns: [
+        'work / anchor', 'who', 'req/s ratio', 'to reach', 'CPU ratio',
+        'req/s', 'CPU µs per request', 'p50, p99 in ms', 'server busy'
+      ],
       rows: pairs.flatMap((pair, i) => results[i] === undefined ? [] : [row(pair, results[i])])
     },
     data: results

@@ -21,9 +21,21 @@ const rows: Row[] = [
   { work: 'bare route', subject: 'anchor', app: 'bare', path: '/payments', keys: 'none' },
   { work: 'no key sent', subject: OURS, app: 'ours', path: '/payments', keys: 'none' },
   { work: 'replay, in-process store', subject: OURS, app: 'ours', path: '/payments', keys: 'same' },
-  { work: 'replay, in-process store', subject: '@node-idempotency/core', app: 'node-idempotency', path: '/payments', keys: 'same' },
+  {
+    work: 'replay, in-process store',
+    subject: '@node-idempotency/core',
+    app: 'node-idempotency',
+    path: '/payments',
+    keys: 'same'
+  },
   { work: 'first execution, in-process store', subject: OURS, app: 'ours', path: '/payments', keys: 'fresh' },
-  { work: 'first execution, in-process store', subject: '@node-idempotency/core', app: 'node-idempotency', path: '/payments', keys: 'fresh' },
+  {
+    work: 'first execution, in-process store',
+    subject: '@node-idempotency/core',
+    app: 'node-idempotency',
+    path: '/payments',
+    keys: 'fresh'
+  },
   { work: 'bare route with 16 KiB', subject: 'anchor', app: 'bare', path: '/large', keys: 'none' },
   { work: 'replay of 16 KiB, in-process store', subject: OURS, app: 'ours', path: '/large', keys: 'same' },
   { work: 'bare route with one getBuffer', subject: 'anchor', app: 'redis-get', path: '/payments', keys: 'same' },
@@ -58,7 +70,8 @@ export const ratePart: Part = {
       data.push({ work: row.work, subject: row.subject, ...latency })
     }
     return {
-      title: `Latency at a fixed rate: ${RATE} requests per second, sent on schedule whether or not earlier ones have been answered`,
+      title: `Latency at a fixed rate: ${RATE} requests per second, sent on schedule whether or not earlier ones ` +
+        'have been answered',
       notes: [`Medians of ${RATE_ROUNDS} rounds of ${SECONDS} s, one server after the other.`],
       table: {
         columns: ['work', 'who', 'p50 in ms', 'p99 in ms'],

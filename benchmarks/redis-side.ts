@@ -30,7 +30,10 @@ interface Cost {
 }
 
 /** The steps in the order in which each round takes them; every step finds what it needs. */
-const STEPS = ['claim of a fresh key', 'first renewal', 'later renewal', 'claim of a key that is held', 'completion', 'claim of a kept key', 'release'] as const
+const STEPS = [
+  'claim of a fresh key', 'first renewal', 'later renewal',
+  'claim of a key that is held', 'completion', 'claim of a kept key', 'release'
+] as const
 type Step = typeof STEPS[number]
 
 const fingerprint = 'mVY5aG7v1kqA0aUo8n2b4c6d8e0f1g2h.POST.812345'
@@ -67,13 +70,16 @@ async function measure ({ client }: OwnRedis, run: (key: string) => unknown, pre
   await client.config('RESETSTAT')
   const { bytesRead, bytesWritten } = stream
   for (let from = 0; from < KEYS; from += DEPTH) {
-    await Promise.all(Array.from({ length: DEPTH }, (_, i) => run(`idempotency:${prefix}${String(from + i).padStart(32, '0')}`)))
+    await Promise.all(
+      Array.from({ length: DEPTH }, (_, i) => run(`idempotency:${prefix}${String(from + i).padStart(32, '0')}`))
+    )
   }
   const to = stream.bytesWritten - bytesWritten
   const back = stream.bytesRead - bytesRead
   const commands = Array.from((await client.info('commandstats')).matchAll(STATS), ([, name = '', calls, usec]) =>
     ({ name, calls: Number(calls), usec: Number(usec) })).filter(({ name }) => name !== 'config' && name !== 'info')
-  const total = (chosen: typeof commands, what: 'calls' | 'usec'): number => chosen.reduce((sum, each) => sum + each[what], 0) / KEYS
+  const total = (chosen: typeof commands, what: 'calls' | 'usec'): number =>
+    chosen.reduce((sum, each) => sum + each[what], 0) / KEYS
   const scripts = commands.filter(({ name }) => name.startsWith('eval'))
   return {
     redis: total(scripts, 'usec'),
@@ -116,13 +122,16 @@ export async function redisCosts (ref?: string): Promise<{ sha: string | undefin
         for (const [build, store] of order) {
           // A released key must have been held, not completed.
           if (step === 'release') await measure(redis, key => take(store, 'claim of a fresh key', key), `r${build}`)
-          const cost = await measure(redis, key => take(store, step, key), step === 'release' ? `r${build}` : `k${build}`)
+          const cost = await measure(
+            redis, key => take(store, step, key), step === 'release' ? `r${build}` : `k${build}`
+          )
           if (round > 0) found[at]?.[build]?.push(cost)
         }
       }
     }
     process.stderr.write('\n')
-    const median = (costs: Cost[] | undefined, what: keyof Cost): number => spread((costs ?? []).map(cost => cost[what])).median
+    const median = (costs: Cost[] | undefined, what: keyof Cost): number =>
+      spread((costs ?? []).map(cost => cost[what])).median
     const costs = STEPS.map((step, at): StepCost => {
       const [own, others] = found[at] ?? []
       return {
@@ -148,10 +157,21 @@ export async function redisSide (ref?: string): Promise<Section<StepCost[]>> {
   const { sha, costs } = await redisCosts(ref)
   return {
     title: 'What a step costs Redis: its own time, commands and bytes',
-    notes: [`Redis' own time is what its commandstats say of the script. Medians of ${ROUNDS} rounds of ${KEYS} keys each, a response of ${String(outcome.body).length} bytes. ` +
-      'A first execution is the claim of a fresh key and a completion; a replay is the claim of a kept key. Each command is one round trip.'],
+    notes: [`Redis' own time is what its commandstats say of the script. Medians of ${ROUNDS} rounds of ${KEYS} ` +
+      `keys each, a response of ${String(outcome.body).length} bytes. ` +
+      'A first execution is the claim of a fresh key and a completion; a replay is the claim of a kept key. ' +
+      'Each command is one round trip.'],
     table: {
-      columns: ['step', 'Redis, µs', 'of a script with GET and SET', ...(sha === undefined ? [] : [`${sha}, µs`, 'change']), 'commands sent', 'called by its script', 'bytes to Redis', 'bytes back'],
+      columns: [
+        'step',
+        'Redis, µs',
+        'of a script with GET and SET',
+        ...(sha === undefined ? [] : [`${sha}, µs`, 'change']),
+        'commands sent',
+        'called by its script',
+        'bytes to Redis',
+        'bytes back'
+      ],
       rows: costs.map(({ step, redis, ratio, before, sent, called, bytesTo, bytesFrom }) => [
         step,
         `**${redis.toFixed(2)}**`,

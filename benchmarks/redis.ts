@@ -1,4 +1,7 @@
-/** One Redis for all that is measured against an anchor, started when it is first needed; more of them for a part that fills its own. */
+/**
+ * One Redis for all that is measured against an anchor, started when it is first needed; more of them for a part that
+ * fills its own.
+ */
 import type { Redis } from 'ioredis'
 import { connect, startRedis } from '../test/fixtures/redis.ts'
 import { keepAside, letLoose } from './pin.ts'

@@ -26,7 +26,12 @@ export function writeResults (results: Results): void {
   mkdirSync(folder, { recursive: true })
   writeFileSync(new URL('results.json', folder), JSON.stringify(results, null, 2) + '\n')
   writeFileSync(new URL('chart.svg', folder), renderChart(summarize(pairResults(results.sections)), results.machine))
-  writeFileSync(new URL('tables.md', folder), `# Results\n\n${markdownSummary(results)}\n### Targets that we set ourselves\n\n${markdownTable(targetTable(pairResults(results.sections)))}${Object.values(results.sections).map(markdownSection).join('')}`)
+  const targets = markdownTable(targetTable(pairResults(results.sections)))
+  writeFileSync(
+    new URL('tables.md', folder),
+    `# Results\n\n${markdownSummary(results)}\n### Targets that we set ourselves\n\n${targets}` +
+      Object.values(results.sections).map(markdownSection).join('')
+  )
 }
 
 /** The results of the last whole run. */

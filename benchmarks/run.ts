@@ -48,7 +48,11 @@ function partOf (): Pick<Part, 'run'> | undefined {
 
 const part = partOf()
 if (name !== undefined && name !== 'check' && part === undefined) {
-  console.error(`There is no part "${name}". Parts: ${parts.map(each => each.name).join(', ')}; "check" compares with the committed results, "against <git ref>" with another build; without a name, everything runs.`)
+  console.error(
+    `There is no part "${name}". Parts: ${parts.map(each => each.name).join(', ')}; ` +
+      '"check" compares with the committed results, "against <git ref>" with another build; without a name, ' +
+      'everything runs.'
+  )
   process.exit(1)
 }
 keepAside(process.pid)

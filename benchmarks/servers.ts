@@ -13,7 +13,9 @@ export interface RunningServer {
   stop: () => Promise<void>
 }
 
-export async function startServer (app: AppName, redisPort: number, env: NodeJS.ProcessEnv = {}): Promise<RunningServer> {
+export async function startServer (
+  app: AppName, redisPort: number, env: NodeJS.ProcessEnv = {}
+): Promise<RunningServer> {
   const [execPath = process.execPath, ...execArgv] = [...serverPrefix, process.execPath]
   const child = fork(fileURLToPath(new URL('server.js', import.meta.url)), [app, String(redisPort)], {
     execPath, execArgv, env: { ...process.env, ...env, NODE_ENV: 'production' }

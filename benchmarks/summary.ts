@@ -9,7 +9,8 @@ export interface Line { work: string, ours: Rated | undefined, peer: Rated | und
 
 /** The results of all pairs among the sections of a run. */
 export function pairResults (sections: Record<string, Section>): Comparison[] {
-  return pairParts.flatMap(({ name }) => (sections[name]?.data ?? []) as PairResults).filter((result): result is Comparison => 'ratio' in result)
+  return pairParts.flatMap(({ name }) => (sections[name]?.data ?? []) as PairResults)
+    .filter((result): result is Comparison => 'ratio' in result)
 }
 
 export function summarize (results: Comparison[]): Line[] {
@@ -43,9 +44,17 @@ export function summaryTable (sections: Record<string, Section>): Table {
     const bare = rows.find(row => row.work === anchor)?.[which]
     return own === undefined || bare === undefined ? '' : `${bare.toFixed(2)} → ${own.toFixed(2)}`
   }
-  const chosen = summarize(pairResults(sections)).filter(({ ours }) => ours !== undefined && !COMPARED_WITH_ITSELF.includes(ours.pair.part))
+  const chosen = summarize(pairResults(sections)).filter(({ ours }) => ours !== undefined &&
+    !COMPARED_WITH_ITSELF.includes(ours.pair.part))
   return {
-    columns: ['work / anchor', 'CPU of a request, µs', `p50 at ${rate.toLocaleString('en')}/s, ms`, 'p99, ms', 'requests/s, anchor = 1.0', 'best Node peer'],
+    columns: [
+      'work / anchor',
+      'CPU of a request, µs',
+      `p50 at ${rate.toLocaleString('en')}/s, ms`,
+      'p99, ms',
+      'requests/s, anchor = 1.0',
+      'best Node peer'
+    ],
     rows: chosen.map(({ work: name, ours, peer }) => {
       const { anchor, case: own, ratio } = (ours as Rated).result
       return [

@@ -5,7 +5,10 @@ import type { RunningServer } from './servers.ts'
 
 export async function post (port: number, path: Path, key: string): Promise<{ status: number, body: string }> {
   const { type, body } = sent[path]
-  const response = await fetch(`http://127.0.0.1:${port}${path}`, { method: 'POST', headers: { 'content-type': type, 'idempotency-key': key }, body })
+  const response = await fetch(
+    `http://127.0.0.1:${port}${path}`,
+    { method: 'POST', headers: { 'content-type': type, 'idempotency-key': key }, body }
+  )
   return { status: response.status, body: await response.text() }
 }
 

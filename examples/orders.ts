@@ -4,8 +4,9 @@
  * PostgreSQL in this process, with the package @electric-sql/pglite.
  */
 import Fastify from 'fastify'
-import idempotency from '../lib/index.ts' // in your code: 'fastify-idempotency'
-import { transactions, viaPg, type Database, type PgClient, type PgPool } from '../lib/sql.ts' // 'fastify-idempotency/sql'
+// In your code: 'fastify-idempotency', and 'fastify-idempotency/sql'.
+import idempotency from '../lib/index.ts'
+import { transactions, viaPg, type Database, type PgClient, type PgPool } from '../lib/sql.ts'
 
 /** What runs a statement, in a transaction or by itself. */
 interface Queries {

@@ -25,7 +25,11 @@ if (!/^\d{1,5}$/.test(PORT) || Number(PORT) > 65_535) {
 /** A client that is there: once it was, it connects again whenever it has to. */
 async function connect (url: string): Promise<Redis> {
   let connected = false
-  const client = new Redis(url, { lazyConnect: true, connectTimeout: 3_000, retryStrategy: () => connected ? 500 : null })
+  const client = new Redis(url, {
+    lazyConnect: true,
+    connectTimeout: 3_000,
+    retryStrategy: () => connected ? 500 : null
+  })
   let reason = 'no answer'
   client.on('error', (error: Error) => { reason = error.message || String((error as NodeJS.ErrnoException).code) })
   try {
@@ -34,7 +38,9 @@ async function connect (url: string): Promise<Redis> {
     connected = true
   } catch {
     client.disconnect()
-    giveUp(`The Redis of REDIS_URL cannot be reached (${reason}): start it, or leave REDIS_URL out for the in-process store`)
+    giveUp(
+      `The Redis of REDIS_URL cannot be reached (${reason}): start it, or leave REDIS_URL out for the in-process store`
+    )
   }
   return client
 }
@@ -61,11 +67,14 @@ async function openDatabase (connectionString: string): Promise<Pool> {
     return pool
   } catch (error) {
     const { message, code } = error as NodeJS.ErrnoException
-    return giveUp(`The PostgreSQL of DATABASE_URL cannot be used (${message === '' ? code : message}): start it, or leave DATABASE_URL out for the in-process store`)
+    return giveUp(`The PostgreSQL of DATABASE_URL cannot be used (${message === '' ? code : message}): start it, ` +
+      'or leave DATABASE_URL out for the in-process store')
   }
 }
 
-if (REDIS_URL !== undefined && DATABASE_URL !== undefined) giveUp('REDIS_URL and DATABASE_URL are both set: keys live in one of them')
+if (REDIS_URL !== undefined && DATABASE_URL !== undefined) {
+  giveUp('REDIS_URL and DATABASE_URL are both set: keys live in one of them')
+}
 const app = Fastify({ logger: { level: LOG_LEVEL } })
 if (REDIS_URL !== undefined) await app.register(redis, { client: await connect(REDIS_URL), closeClient: true })
 const options: FastifyIdempotencyOptions = {}
@@ -79,14 +88,18 @@ await app.register(playground)
 
 app.post<{ Body: { amount: number } }>('/payments', {
   schema: { body: { type: 'object', required: ['amount'], properties: { amount: { type: 'integer', minimum: 1 } } } }
-}, async (request, reply) => reply.code(201).send({ id: randomUUID(), amount: request.body.amount, status: 'succeeded' }))
+}, async (request, reply) => reply.code(201).send({
+  id: randomUUID(), amount: request.body.amount, status: 'succeeded'
+}))
 
 // Takes two seconds: time to see the 409 that a duplicate gets meanwhile.
 app.post('/slow', async (_request, reply) => {
   await sleep(2_000)
   return await reply.code(201).send({ id: randomUUID() })
 })
-app.post('/missing', async (_request, reply) => await reply.code(404).send({ error: 'no such customer', id: randomUUID() }))
+app.post('/missing', async (_request, reply) => await reply.code(404).send({
+  error: 'no such customer', id: randomUUID()
+}))
 app.post('/broken', async () => { throw new Error(`failure ${randomUUID()}`) })
 app.post('/search', { config: { idempotency: false } }, async () => ({ id: randomUUID() }))
 
@@ -97,10 +110,14 @@ for (const signal of ['SIGINT', 'SIGTERM'] as const) {
 }
 
 const address = await app.listen({ port: Number(PORT), host: '127.0.0.1' }).catch((error: NodeJS.ErrnoException) => {
-  if (error.code === 'EADDRINUSE') giveUp(`Port ${PORT} is taken: end what listens there, or choose another one: PORT=3001 npm start`)
+  if (error.code === 'EADDRINUSE') {
+    giveUp(`Port ${PORT} is taken: end what listens there, or choose another one: PORT=3001 npm start`)
+  }
   giveUp(`The example API cannot listen on port ${PORT}: ${error.message}`)
 })
-const storeName = REDIS_URL !== undefined ? 'with Redis' : DATABASE_URL !== undefined ? 'with PostgreSQL' : 'with the in-process store'
+const storeName = REDIS_URL !== undefined
+  ? 'with Redis'
+  : DATABASE_URL !== undefined ? 'with PostgreSQL' : 'with the in-process store'
 console.log(`The example API listens on ${address}, ${storeName}.
 Send this twice; the second answer is the first one's, with "idempotent-replayed: true":
 

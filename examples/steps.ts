@@ -45,7 +45,9 @@ export async function run (say: (line: string) => void): Promise<void> {
   const provider = createProvider(2)
   const app = await createApp(provider, say)
   for (let status = 500; status === 500;) {
-    const answer = await app.inject({ method: 'POST', url: '/orders', headers: { 'idempotency-key': 'order-1' }, payload: { amount: 42 } })
+    const answer = await app.inject({
+      method: 'POST', url: '/orders', headers: { 'idempotency-key': 'order-1' }, payload: { amount: 42 }
+    })
     status = answer.statusCode
     say(`the client gets ${status} ${status === 201 ? answer.body : ''}`.trimEnd())
   }

@@ -17,7 +17,8 @@ import type {} from '@fastify/otel' // the type of request.opentelemetry()
 import { hash } from 'node:crypto'
 import { subscribe, unsubscribe } from 'node:diagnostics_channel'
 import type { Attributes } from '@opentelemetry/api'
-import { IDEMPOTENCY_EVENTS, type IdempotencyEventName, type IdempotencyEvent } from '../lib/index.ts' // in your code: 'fastify-idempotency'
+// In your code: 'fastify-idempotency'.
+import { IDEMPOTENCY_EVENTS, type IdempotencyEventName, type IdempotencyEvent } from '../lib/index.ts'
 
 /** Traces all apps in this process from now on; the function that comes back ends it. */
 export function registerTracing (): () => void {
@@ -45,7 +46,9 @@ function record (name: IdempotencyEventName, event: IdempotencyEvent): void {
   if (span !== own) span.end()
 }
 
-function attributesOf (name: IdempotencyEventName, { key, attempt, status, code, heldFor, step }: IdempotencyEvent): Attributes {
+function attributesOf (
+  name: IdempotencyEventName, { key, attempt, status, code, heldFor, step }: IdempotencyEvent
+): Attributes {
   return {
     'idempotency.event': name,
     'idempotency.replayed': name === 'replayed',

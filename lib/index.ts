@@ -36,7 +36,8 @@ declare module 'fastify' {
 async function plugin (instance: FastifyInstance, options: FastifyIdempotencyOptions): Promise<void> {
   if (instance.hasDecorator('idempotency')) {
     throw new Error(
-      'fastify-idempotency is registered already, on this instance or on one around it; register it once, and tune single routes by config.idempotency'
+      'fastify-idempotency is registered already, on this instance or on one around it; register it once, ' +
+        'and tune single routes by config.idempotency'
     )
   }
   const config = parseOptions(options, instance.supportedMethods)

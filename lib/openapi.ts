@@ -97,7 +97,8 @@ function withKey (
   headers: Json | undefined, { route, header, headerName, profile }: Config, only: string[] | undefined, schemas: Json
 ): Json {
   const description = [
-    `Makes a retry safe: the first response is kept for ${inWords(route.ttl)}, and is sent again for the same request with the same key.`,
+    `Makes a retry safe: the first response is kept for ${inWords(route.ttl)}, ` +
+      'and is sent again for the same request with the same key.',
     'Send a fresh value, such as a UUID, for each operation.',
     ...(only === undefined ? [] : [`With ${only.join(' and ')} only.`])
   ].join(' ')

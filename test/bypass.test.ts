@@ -141,7 +141,7 @@ for (const onStoreError of ['reject', 'bypass'] as const) {
 }
 
 for (const mode of first) {
-  t.test(`G10: a request that passes by the store runs as without the plugin, whatever its handler does (${mode})`, async t => {
+  t.test(`G10: a request that passes by the store runs as without the plugin, whatever it does (${mode})`, async t => {
     const { post } = await start(t, mode, {
       options: { store: faulty({ claim: fails }), ...BYPASS },
       routes: app => {

@@ -236,7 +236,7 @@ for (const { name, handler, options = {}, left: usual, state: usually, early } o
 }
 
 for (const mode of MODES) {
-  t.test(`G14: app.close() waits for a handler whose client waits, as Fastify does, whatever closeTimeout says (${mode})`, async t => {
+  t.test(`G14: app.close() waits for a handler whose client waits, whatever closeTimeout says (${mode})`, async t => {
     const { app, stop, lines, socket } = await play(t, {
       handler: async stop => { await entered(stop); return 'ok' }
     }, withPlugin(mode, { ...await storeOptions(mode), closeTimeout: 1 }))
@@ -323,7 +323,7 @@ t.test('G6, G14: app.close() waits for the claim of a request that was answered 
 })
 
 for (const polled of [false, true]) {
-  t.test(`G14: duplicates that wait for a holder do not hold up app.close(), wherever they are on their way (${polled ? 'polled' : 'woken'})`, async t => {
+  t.test(`G14: duplicates that wait for a holder do not hold up closing (${polled ? 'polled' : 'woken'})`, async t => {
     const finish = gate()
     const inHandler = gate()
     const closing = gate()
@@ -357,7 +357,7 @@ for (const polled of [false, true]) {
   })
 }
 
-t.test('G10, G14: app.close() waits for outcomes and claims that the store has not taken yet, and tells which it has not', async t => {
+t.test('G10, G14: app.close() waits for what the store has not taken yet, and tells what it never took', async t => {
   for (const back of [true, false]) {
     const faults: Faults = {}
     const { lines, fastify } = logged()
@@ -407,7 +407,8 @@ const CLOSES: Record<string, () => unknown> = {
   'never ends': hangs,
   throws: fails,
   rejects: async () => { throw new Error('cannot be closed') },
-  'rejects with nothing': async () => await Promise.reject(undefined) // eslint-disable-line prefer-promise-reject-errors
+  // eslint-disable-next-line prefer-promise-reject-errors
+  'rejects with nothing': async () => await Promise.reject(undefined)
 }
 for (const [what, close] of Object.entries(CLOSES)) {
   t.test(`G10, G14: app.close() with a store whose close() ${what}`, async t => {

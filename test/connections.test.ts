@@ -98,7 +98,8 @@ async function setUp (t: Test, fault: Cell['fault'], failing: boolean) {
 /** `200 attempt 1`, or status and code of a refusal. */
 function describe ({ status, json, replayed }: Answer): string {
   const { code, attempt } = json()
-  return `${status} ${attempt === undefined ? String(code) : `attempt ${String(attempt)}`}${replayed ? ' replayed' : ''}`
+  const what = attempt === undefined ? String(code) : `attempt ${String(attempt)}`
+  return `${status} ${what}${replayed ? ' replayed' : ''}`
 }
 
 for (const { fault, step, lost, executions, answers, events } of MATRIX) {

@@ -38,7 +38,7 @@ class Stop {
 
 for (const mode of MODES) {
   for (const stage of ['preValidation', 'preHandler'] as const) {
-    t.test(`G1, G7: a client that leaves during ${stage} does not lose the result, and its retry does not run beside it (${mode})`, async t => {
+    t.test(`G1, G7: a client that leaves during ${stage} loses nothing, and its retry waits (${mode})`, async t => {
       let runs = 0
       const stop = new Stop()
       const served = await start(t, mode, {
@@ -57,7 +57,7 @@ for (const mode of MODES) {
     })
   }
 
-  t.test(`G1, G6, G8: an upload that is cut off during a hook frees the key, and its handler does not run (${mode})`, async t => {
+  t.test(`G1, G6, G8: an upload that is cut off during a hook frees the key and runs no handler (${mode})`, async t => {
     let runs = 0
     const stop = new Stop()
     const served = await start(t, mode, {
@@ -160,7 +160,7 @@ for (const mode of MODES) {
     }
   })
 
-  t.test(`G6: functions among the options that fail leave nothing behind where no hook sees the reply (${mode})`, async t => {
+  t.test(`G6: option functions that fail leave nothing behind where no hook sees the reply (${mode})`, async t => {
     const fails = (): never => { throw new Error('a fault in an option') }
     const stop = new Stop()
     const served = await start(t, mode, {

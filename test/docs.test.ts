@@ -60,7 +60,12 @@ t.test('the README is one page', async t => {
   t.ok(words >= 900 && words <= 1_400, `${words} words`)
 })
 
-interface Measured { id: string, ratio: { median: number, min: number }, anchor: { cpu: number }, case: { cpu: number } }
+interface Measured {
+  id: string
+  ratio: { median: number, min: number }
+  anchor: { cpu: number }
+  case: { cpu: number }
+}
 
 t.test('what the README says of speed is what has been measured', async t => {
   const { sections } = JSON.parse(textOf('benchmarks/results/results.json')) as {
@@ -86,7 +91,9 @@ const typesPage = `${root}test/fixtures/types/options-page.ts`
 const documented = documentedOptions()
 const claims = `
   import type { FastifyRequest } from 'fastify'
-  import type { FastifyIdempotencyOptions as Options, IdempotencyError, IdempotencyErrorCode, IdempotencyStore, RedisStoreClient } from '../../../lib/index.ts'
+  import type {
+    FastifyIdempotencyOptions as Options, IdempotencyError, IdempotencyErrorCode, IdempotencyStore, RedisStoreClient
+  } from '../../../lib/index.ts'
   import { is, type Equal } from './expect.ts'
   type Duration = number | string
   ${documented.map(({ name, type }) => `is<Equal<Exclude<Options['${name}'], undefined>, ${type}>>()`).join('\n')}

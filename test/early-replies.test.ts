@@ -42,7 +42,7 @@ function upload (port: number, path: string, length: number): Upload {
 }
 
 for (const mode of MODES) {
-  t.test(`G2, G13: the first reply leaves and is kept, whatever comes while it waits for the upload (${mode})`, async t => {
+  t.test(`G2, G13: the first reply leaves and is kept, whatever comes before the upload ends (${mode})`, async t => {
     const [replied, again] = [gate(), gate()]
     const { port } = await start(t, mode, {
       before: streams,
@@ -235,7 +235,7 @@ for (const mode of STORES) {
   })
 }
 
-t.test('G8, G14: with a fingerprint function, a body beyond the bodyLimit is not held in memory, nor compared', async t => {
+t.test('G8, G14: a body beyond the bodyLimit is neither held for a fingerprint function nor compared', async t => {
   const { port } = await start(t, 'memory', {
     options: { store: new MemoryStore() },
     fastify: { bodyLimit: 1_000 },
@@ -261,7 +261,7 @@ t.test('G8, G14: with a fingerprint function, a body beyond the bodyLimit is not
   t.equal((await send(Buffer.alloc(900))).replayed, true)
 })
 
-t.test('G8: a first request whose body is beyond the bodyLimit, with a fingerprint function, is like no other', async t => {
+t.test('G8: with a fingerprint function, a first body beyond the bodyLimit is like no other', async t => {
   const { port } = await start(t, 'memory', {
     fastify: { bodyLimit: 1_000 },
     before: streams,

@@ -67,7 +67,8 @@ t.test('G12: earlier routes are served, and one line at start-up names them', as
   t.equal(said[0]?.level, 30)
   t.match(said[0]?.msg, /`await app\.register\(idempotency\)` before them would be better/)
   t.same(new Set(said[0]?.routes), new Set([
-    'POST /', 'POST /users', 'POST /users/:id|:name', 'POST /users/:id|:name/pay', 'POST /users/:id|:name/pay/:sum(^\\d+$)',
+    'POST /', 'POST /users', 'POST /users/:id|:name',
+    'POST /users/:id|:name/pay', 'POST /users/:id|:name/pay/:sum(^\\d+$)',
     'POST /files/*', 'POST /é/x', 'POST /hosts', 'PATCH /users/:id'
   ]))
   t.ok(hasHooks(app))
@@ -78,7 +79,7 @@ t.test('G12: earlier routes are served, and one line at start-up names them', as
   }
 })
 
-t.test('G12: an earlier route of another method that opts in by its config is served, though nothing tells it at start-up', async t => {
+t.test('G12: an earlier route of another method that opts in is served, though no line names it', async t => {
   const { app, said } = await early(t, app => {
     app.put('/', { config: { idempotency: true } }, handler)
     app.delete('/', handler)
@@ -93,7 +94,7 @@ t.test('G12: an earlier route of a method of one\'s own is named and served', as
   t.ok(hasHooks(app))
 })
 
-t.test('the tracing of Fastify\'s handlers is subscribed to when an earlier route that takes part is first used, until the app closes', async t => {
+t.test('handler tracing is subscribed to from the first use of an earlier route until the app closes', async t => {
   const tracing = channel('tracing:fastify.request.handler:start')
   const { app } = await early(t, app => {
     app.post('/', handler)
@@ -111,7 +112,7 @@ t.test('the tracing of Fastify\'s handlers is subscribed to when an earlier rout
   t.notOk(tracing.hasSubscribers)
 })
 
-t.test('G12: an earlier route of several methods is served though its first request has one that takes no part', async t => {
+t.test('G12: an earlier route of several methods is served though its first request takes no part', async t => {
   const { app } = await early(t, app => app.route({ method: ['GET', 'POST'], url: '/', handler }))
   await app.inject('/')
   t.same([await postTo(app, '/'), await postTo(app, '/')], [false, true])

@@ -67,7 +67,7 @@ function errorLog (): { logger: object, errors: Array<{ msg: string, idempotency
 
 for (const mode of MODES) {
   for (const where of ['before', 'after'] as const) {
-    t.test(`G10, G13: a hook that fails ${where} the plugin's on a replay leaves it as it was kept (${mode})`, async t => {
+    t.test(`G10, G13: a hook that fails ${where} the plugin's leaves a replay as it was kept (${mode})`, async t => {
       const { logger, errors } = errorLog()
       const state: State = { failing: undefined }
       const { post } = await start(t, mode, { fastify: { logger }, routes: app => routes(app, where, state) })
@@ -93,7 +93,7 @@ for (const mode of MODES) {
     })
   }
 
-  t.test(`G13: a hook that was made for the handler's payload may change it: a replay does not change twice (${mode})`, async t => {
+  t.test(`G13: what a hook changed in the handler's payload is not changed again on a replay (${mode})`, async t => {
     let seen: unknown[] = []
     const { post } = await start(t, mode, {
       before: app => {
@@ -141,7 +141,7 @@ for (const mode of MODES) {
     }
   })
 
-  t.test(`G13: what hooks have set for a payload of theirs does not stay on the kept bytes when one fails after them (${mode})`, async t => {
+  t.test(`G13: headers of a payload that a hook replaced do not stay when a later hook fails (${mode})`, async t => {
     let fails = false
     const { post } = await start(t, mode, {
       before: async app => { if (mode.endsWith('first')) await app.register(compress, { threshold: 0 }) },
@@ -196,7 +196,7 @@ async function http2Test (t: Test, mode: Mode): Promise<void> {
 }
 
 for (const mode of MODES) {
-  t.test(`G4, G8: a failure whose upload nobody read, and that an error handler turns into a success, is kept for its body (${mode})`, async t => {
+  t.test(`G4, G8: a failure that an error handler makes a success is kept for its body (${mode})`, async t => {
     let runs = 0
     const { call } = await start(t, mode, {
       before: app => {

@@ -62,7 +62,7 @@ for (const mode of MODES) {
     })
   }
 
-  t.test(`a fingerprint function stands in the place of query and body, not of the path or the method (${mode})`, async t => {
+  t.test(`a fingerprint function replaces query and body, not path and method (${mode})`, async t => {
     const app = await start(t, mode, {
       options: {
         fingerprint: request => (request.body as { id?: string } | undefined)?.id ?? 'none', hook: 'preHandler'
@@ -112,7 +112,7 @@ for (const mode of MODES) {
     t.equal(code(await as(app, 'k', '/', { 'x-region': 'us' })), MISMATCH)
   })
 
-  t.test(`G11: two credentials are a scope of both, and the same text in either header is two scopes (${mode})`, async t => {
+  t.test(`G11: two credentials make one scope; the same text in either header, two scopes (${mode})`, async t => {
     let runs = 0
     const app = await start(t, mode, { routes: app => app.post('/', async () => `run ${++runs}`) })
     const callers: http.OutgoingHttpHeaders[] = [

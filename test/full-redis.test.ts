@@ -111,7 +111,7 @@ t.test('a holder that died is told from a key that was freed while Redis was ful
   t.same(await claim('b'), acquired(2))
 })
 
-t.test('G4, G5, G10: a Redis that is full under running handlers: they keep their keys, failures free them, and outcomes are kept once there is room', async t => {
+t.test('G4, G5, G10: in a full Redis handlers hold their keys, failures free them, outcomes wait for room', async t => {
   const finish = gate()
   const store = new RedisStore(redis)
   const renewals = new Map<string, number>()

@@ -107,7 +107,8 @@ for (const mode of STORES) {
       // A NUL ends the stream. The retry gets the response without it.
       if (expected === CUT) {
         t.match(
-          retry, { status: 200, text: 'sound', replayed: true, headers: { 'x-evil': undefined, 'x-sound': 'yes' } }, what
+          retry,
+          { status: 200, text: 'sound', replayed: true, headers: { 'x-evil': undefined, 'x-sound': 'yes' } }, what
         )
       } else t.same(retry, { ...expected, replayed: expected.status === 200 }, `${what}: the retry`)
     }

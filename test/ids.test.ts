@@ -121,7 +121,7 @@ t.test('every log line of a request with a key has its id: refusals, failures of
   t.equal(of('refused').length, 2)
 })
 
-t.test('every log line of a lease has its id: a failed renewal, a lost lease, a takeover, a claim that is given back', async t => {
+t.test('every log line of a lease has its id: failed renewal, lost lease, takeover, claim given back', async t => {
   const started = gate()
   const finish = gate()
   const faults: Faults = {}

@@ -20,7 +20,7 @@ function checkProblem (t: Test, answer: Answer, status: number, code: string, ti
   t.match(answer.json(), { type: `${docsUrl}#${code}`, title, status, code, detail: /\w/ })
 }
 
-t.test('S1, S2, S3: the key is an Item whose value is a String, quoted and escaped as RFC 9651 says; parameters are ignored', async t => {
+t.test('S1, S2, S3: the key is an Item whose value is a String of RFC 9651; parameters are ignored', async t => {
   let seen: string | undefined
   const { post } = await start(t, 'memory', {
     options: { profile: 'ietf' },
@@ -92,7 +92,7 @@ t.test('S2: in the default profile the value is opaque, quotes included', async 
 })
 
 for (const mode of MODES) {
-  t.test(`E1, E2, E3, E6: each error has its status, a problem's body and a link to its documentation (${mode})`, async t => {
+  t.test(`E1, E2, E3, E6: each error has its status, a problem's body and a link (${mode})`, async t => {
     const [started, finish] = [gate(), gate()]
     const { post } = await start(t, mode, {
       options: { profile: 'ietf', docsUrl, required: true },
@@ -115,7 +115,7 @@ for (const mode of MODES) {
 }
 
 for (const mode of STORES) {
-  t.test(`N1, N2, N3: processed once, then answered with the result, success or error; a 409 meanwhile (${mode})`, async t => {
+  t.test(`N1, N2, N3: processed once, then answered with its result; a 409 meanwhile (${mode})`, async t => {
     let runs = 0
     let [started, finish] = [gate(), gate()]
     const { post } = await start(t, mode, {
@@ -140,7 +140,7 @@ for (const mode of STORES) {
     t.equal(runs, 3)
   })
 
-  t.test(`E4, E5: a request that was refused can be corrected under its key; failures that a retry could cure run again (${mode})`, async t => {
+  t.test(`E4, E5: a refused request can be corrected under its key; passing failures run again (${mode})`, async t => {
     let runs = 0
     const { post } = await start(t, mode, {
       options: { profile: 'ietf' },

@@ -43,7 +43,7 @@ t.test('G5: a live handler never loses its key, however long it runs; a short on
   t.same((await long).json(), { aborted: false })
 })
 
-t.test('G2: a late holder is told, and its client gets the winner\'s response, or a 409 while the winner runs', async t => {
+t.test('G2: a late holder is told; its client gets the winner\'s response, or a 409 while that runs', async t => {
   const store = new MemoryStore()
   const lost = listen(t, 'lease-lost')
   const entered = [gate(), gate()]

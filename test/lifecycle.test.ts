@@ -115,7 +115,9 @@ for (const mode of MODES) {
       ['/used', '{}']
     ]
     for (const [path, body] of cases) {
-      if (path === '/reads-all' && mode.endsWith('first')) continue // the hook runs after the plugin's there, as its guarantee says
+      if (path === '/reads-all' && mode.endsWith('first')) {
+        continue // the hook runs after the plugin's there, as its guarantee says
+      }
       fail = true
       const failed = await post(path, body, { path })
       t.ok(failed.status >= 400, `${path} fails`)
@@ -220,7 +222,8 @@ for (const mode of MODES) {
       t.equal(retry.replayed, true, path)
       if (path === '/undefined') {
         t.same(
-          [retry.status, retry.text, retry.headers['x-mark'], retry.headers['content-type']], [204, '', 'yes', undefined]
+          [retry.status, retry.text, retry.headers['x-mark'], retry.headers['content-type']],
+          [204, '', 'yes', undefined]
         )
       }
       t.equal(runs, before + 1)
@@ -409,7 +412,8 @@ for (const mode of MODES) {
     t.match(await check(
       'gunzip', gzipSync('{"a":1}'), gzipSync('{"a":2}'), '/gunzip', 'application/json', { 'content-encoding': 'gzip' }
     ), { body: { a: 1 } })
-    const form = (text: string) => `--b\r\nContent-Disposition: form-data; name="f"; filename="f.txt"\r\nContent-Type: text/plain\r\n\r\n${text}\r\n--b--\r\n`
+    const form = (text: string) => '--b\r\nContent-Disposition: form-data; name="f"; filename="f.txt"\r\n' +
+      `Content-Type: text/plain\r\n\r\n${text}\r\n--b--\r\n`
     t.match(await check(
       'multipart', form('x'.repeat(100_000)), form('y'.repeat(100_000)), '/upload', 'multipart/form-data; boundary=b'
     ), { bytes: 100_000 })
@@ -578,7 +582,8 @@ for (const mode of STORES) {
     }
   })
 
-  t.test(`G1: a replay never lets the handler run, though another onSend is slow and the client leaves (${mode})`, async t => {
+  t.test('G1: a replay never lets the handler run, though an onSend is slow and ' +
+    `the client leaves (${mode})`, async t => {
     let runs = 0
     let slow = false
     const inSend = gate()
@@ -611,7 +616,7 @@ for (const mode of STORES) {
     }
   })
 
-  t.test(`G7: a handler that has sent its reply into a slow onSend keeps that reply, not an empty one (${mode})`, async t => {
+  t.test(`G7: a reply sent into a slow onSend is kept as it is, not as an empty one (${mode})`, async t => {
     const sent = gate()
     const served = await start(t, mode, {
       before: app => {
@@ -889,7 +894,7 @@ for (const mode of MODES) {
   })
 }
 
-t.test('G6: an upload that is cut off behind an instance hook that decodes frees the key of a route declared first', async t => {
+t.test('G6: an upload cut off behind a decoding instance hook frees the key of a route declared first', async t => {
   const entered = new Map(['/early', '/late'].map(path => [path, gate()]))
   const served = await start(t, 'memory, routes declared first', {
     before: app => {

@@ -22,7 +22,7 @@ function everything (value: unknown, depth = 0, seen = new Set<unknown>()): stri
 }
 
 for (const mode of MODES) {
-  t.test(`G11: request.idempotency shows a logger id, attempt and replayed, and nothing that is kept (${mode})`, async t => {
+  t.test(`G11: request.idempotency shows a logger id, attempt and replayed, nothing kept (${mode})`, async t => {
     const shown: string[] = []
     const { post } = await start(t, mode, {
       before: app => {
@@ -148,7 +148,7 @@ for (const mode of MODES) {
 }
 
 for (const mode of STORES) {
-  t.test(`G6, G8: a handler that destroys its upload and sends a header that cannot be sent: the key is free (${mode})`, async t => {
+  t.test(`G6, G8: a destroyed upload and a header that cannot be sent leave the key free (${mode})`, async t => {
     const errors: string[] = []
     const sent = gate()
     let [runs, odd] = [0, true]

@@ -104,7 +104,8 @@ t.test('a status that the route documents itself is kept, beside the plugin\'s o
   const shown = {
     ...mine,
     properties: {
-      oops: { type: 'string', examples: ['a', 'b'] }, examples: { type: 'array', items: { type: 'string', enum: ['a'] } }
+      oops: { type: 'string', examples: ['a', 'b'] },
+      examples: { type: 'array', items: { type: 'string', enum: ['a'] } }
     },
     examples: [{ oops: 'a' }]
   }
@@ -215,7 +216,7 @@ t.test('a status that the route documents itself is kept, beside the plugin\'s o
   }
 })
 
-t.test('media types that a route names are those of its own responses; limits of its own hold beside a key in quotes', async t => {
+t.test('media types that a route names are of its own responses; its limits hold for a key in quotes', async t => {
   const schema = {
     produces: ['application/json', 'application/xml'],
     headers: { type: 'object', properties: { 'idempotency-key': { type: 'string', maxLength: 50 } } },
@@ -277,7 +278,8 @@ t.test('documentRoute does the same for a schema alone, for routes that the plug
     swagger: {
       transform: given => given.url === '/b'
         ? {
-            url: '/b', schema: documentRoute(given.schema, options, { version: 'swaggerObject' in given ? '2.0' : '3.1' })
+            url: '/b',
+            schema: documentRoute(given.schema, options, { version: 'swaggerObject' in given ? '2.0' : '3.1' })
           }
         : transform(given)
     },

@@ -8,7 +8,7 @@ import {
 
 for (const profile of ['default', 'ietf'] as const) {
   for (const errors of FORMS) {
-    t.test(`every answer is as it is documented (profile ${profile}, errors: ${typeof errors === 'string' ? errors : 'a function'})`, async t => {
+    t.test(`answers are as documented (${profile}, ${typeof errors === 'string' ? errors : 'a function'})`, async t => {
       const faults: Faults = {}
       const store = faulty(faults)
       const { claim } = store
@@ -100,7 +100,7 @@ for (const profile of ['default', 'ietf'] as const) {
 }
 
 for (const last of [false, true]) {
-  t.test(`exactly the routes that take part are documented (documents set up ${last ? 'after' : 'before'} the plugin)`, async t => {
+  t.test(`only the routes that take part are documented (set up ${last ? 'after' : 'before'} the plugin)`, async t => {
     const marked: string[] = []
     const { documents, find } = await documented(t, {
       last,

@@ -113,7 +113,7 @@ const passStream = (app: FastifyInstance): unknown => app.addContentTypeParser(
 )
 
 for (const mode of MODES) {
-  t.test(`G1: a fingerprint that fails once the handler has read the body: the outcome is kept, and told (${mode})`, async t => {
+  t.test(`G1: a fingerprint that fails once the handler has read the body: kept, and told (${mode})`, async t => {
     let [runs, fails] = [0, true]
     const lines: string[] = []
     const fingerprint = (_request: unknown, body: Buffer): string => {
@@ -143,14 +143,15 @@ for (const mode of MODES) {
       fails = true
       const first = await post()
       t.same([first.status, first.text], [200, path === '/read' ? 'run 1 of 4' : 'four'])
-      t.equal(lines.splice(0).filter(line => line.includes('"fingerprint\\" has failed after the handler')).length, 1, path)
+      const told = lines.splice(0).filter(line => line.includes('"fingerprint\\" has failed after the handler'))
+      t.equal(told.length, 1, path)
       fails = false
       const retry = await post()
       t.same([retry.text, retry.replayed, runs], [first.text, true, 1], path)
     }
   })
 
-  t.test(`G1, G6: replayHeaders that fail while the body is still to come: a 500, and the key is settled (${mode})`, async t => {
+  t.test(`G1, G6: replayHeaders that fail before the body has come: a 500, the key settled (${mode})`, async t => {
     let fails = true
     const replayHeaders = (name: string): boolean => {
       if (fails) throw new Error('broken')
@@ -174,7 +175,7 @@ for (const mode of MODES) {
 }
 
 for (const mode of MODES) {
-  t.test(`G1: a fingerprint that fails for the retry of a request that its key is bound to: a 500, and nothing runs (${mode})`, async t => {
+  t.test(`G1: a fingerprint that fails for a retry under a bound key: a 500, nothing runs (${mode})`, async t => {
     let [runs, fails] = [0, false]
     const fingerprint = (): string => {
       if (fails) throw new Error('broken')

@@ -117,7 +117,7 @@ for (const mode of MODES) {
     t.equal(headers['content-length'], '7')
   })
 
-  t.test(`G9: messages name the header that is configured, or the idempotency key where a function stands in its place (${mode})`, async t => {
+  t.test(`G9: messages name the configured header, or the idempotency key for a function (${mode})`, async t => {
     const required = { required: true }
     const { post } = await start(t, mode, {
       options: { headerName: 'X-Once' },

@@ -159,7 +159,7 @@ t.test('a store or client that is undefined fails at start-up, and says what to 
     'registered; create the store first; where the in-process one is meant, say so: store: new MemoryStore()')
 })
 
-t.test('without a shared store the log says so, in production as a warning; a MemoryStore says that it is meant', async t => {
+t.test('without a shared store the log says so, in production as a warning, unless a MemoryStore is given', async t => {
   const { NODE_ENV } = process.env
   t.teardown(() => {
     if (NODE_ENV === undefined) delete process.env.NODE_ENV

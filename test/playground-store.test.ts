@@ -10,7 +10,9 @@ import { storeTests } from '../lib/store-tests.ts'
 const copy = (value: unknown): never => deserialize(serialize(value)) as never
 
 function createStore (): IdempotencyStore {
-  const parent = observedStore(new MemoryStore(), () => {}) as unknown as Record<string, (...args: unknown[]) => unknown>
+  const parent = observedStore(
+    new MemoryStore(), () => {}
+  ) as unknown as Record<string, (...args: unknown[]) => unknown>
   return storeOverIpc(async (method, ...args) => copy(await parent[method]?.(...copy(args) as unknown[])))
 }
 

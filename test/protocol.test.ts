@@ -28,7 +28,7 @@ for (const mode of MODES) {
     t.equal((await post(undefined, '{"amount":1}')).json().runs, 3)
   })
 
-  t.test(`G1: of fifty at once one runs; the others get 409 with Retry-After, and then the replay (${mode})`, async t => {
+  t.test(`G1: of fifty at once one runs; the others get 409 with Retry-After, then the replay (${mode})`, async t => {
     let runs = 0
     const entered = gate()
     const finish = gate()

@@ -96,7 +96,7 @@ const LATER: Array<[what: string, record: string]> = [
 ]
 
 for (const [what, record] of LATER) {
-  t.test(`a record with a ${what} that this release does not know is refused, and nothing runs, whatever onStoreError says`, async t => {
+  t.test(`a record with a ${what} that this release does not know is refused, and nothing runs`, async t => {
     let runs = 0
     let id = ''
     const client = await redisClient()

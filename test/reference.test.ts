@@ -61,7 +61,9 @@ t.test('a default on the page is the default of the code: given, it changes noth
     const { scope } = config.route
     if (name === 'scope') config.route.scope = untouched.route.scope
     t.strictSame(config, untouched, `${name}: ${value}`)
-    for (const headers of [{}, { authorization: 'a' }, { 'x-api-key': 'b' }, { authorization: 'a', 'x-api-key': 'b' }]) {
+    for (const headers of [
+      {}, { authorization: 'a' }, { 'x-api-key': 'b' }, { authorization: 'a', 'x-api-key': 'b' }
+    ]) {
       const request = { headers } as unknown as FastifyRequest
       t.equal(scope(request), untouched.route.scope(request))
     }

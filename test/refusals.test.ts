@@ -11,7 +11,7 @@ const refusal = (code: IdempotencyErrorCode = CODE): IdempotencyError => new Ide
 )
 
 for (const mode of MODES) {
-  t.test(`an IdempotencyError of a handler is answered in the route's form, and the key is free again (${mode})`, async t => {
+  t.test(`an IdempotencyError of a handler has the route's form, and the key is free again (${mode})`, async t => {
     const handled: unknown[] = []
     const attempts: number[] = []
     const { post, app } = await start(t, mode, {

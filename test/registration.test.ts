@@ -175,7 +175,7 @@ for (const mode of STORES) {
   })
 
   for (const forceCloseConnections of [true, 'idle'] as const) {
-    t.test(`G7, G14: app.close() waits for what runs, and its result is kept (${mode}, forceCloseConnections: ${forceCloseConnections})`, async t => {
+    t.test(`G7, G14: what runs is awaited and kept on close (${mode}, forced: ${forceCloseConnections})`, async t => {
       const entered = gate()
       const finish = gate()
       const { app, port } = await start(t, mode, {
@@ -197,7 +197,7 @@ for (const mode of STORES) {
   }
 }
 
-t.test('a route of several methods takes part with those that are covered; with a config of its own, with all that can', async t => {
+t.test('a route of several methods takes part with those covered; with its own config, with all that can', async t => {
   let runs = 0
   const { call } = await start(t, 'memory', {
     routes: app => {
@@ -281,7 +281,7 @@ t.test('G15: a route that takes no part gets no hook, and the arrays of the user
   await app.close()
 })
 
-t.test('G12: two instances of the plugin in one process, both registered without await, keep to their own requests', async t => {
+t.test('G12: two instances of the plugin in one process keep to their own requests', async t => {
   const siblings = Fastify()
   for (const path of ['/a', '/b']) {
     siblings.register(async scope => {

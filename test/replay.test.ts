@@ -90,7 +90,7 @@ for (const mode of MODES) {
     }
   })
 
-  t.test(`G10: a hook that fails on a replay does not keep it from its client; one that refuses does (${mode})`, async t => {
+  t.test(`G10: a hook that fails does not keep a replay from its client; one that refuses does (${mode})`, async t => {
     let failure: Error | undefined
     const { post } = await start(t, mode, {
       before: async app => {

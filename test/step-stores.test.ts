@@ -12,7 +12,7 @@ t.teardown(stopRedis)
 const UUID_8 = /^[0-9a-f]{8}-[0-9a-f]{4}-8[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$/
 
 for (const mode of STORES) {
-  t.test(`G17: keyFor is the same on every attempt and instance, and another for each scope, key, name and prefix (${mode})`, async t => {
+  t.test(`G17: keyFor is the same everywhere, and another for each scope, key, name and prefix (${mode})`, async t => {
     const seen: string[] = []
     const options = { scope: (request: FastifyRequest) => request.headers['x-scope'] as string | undefined }
     const routes = (
@@ -106,7 +106,7 @@ t.test('a store without record and recorded: a step rejects and names them, deri
   }
 })
 
-t.test('a store that does not answer: the step rejects with a 503, what was recorded late is used, and bypassed steps are not recorded', async t => {
+t.test('a store that does not answer: a step is a 503, late records are used, bypassed steps not recorded', async t => {
   const faults: Parameters<typeof faulty>[0] = {}
   const store = faulty(faults)
   let record: (() => Promise<void>) | undefined
@@ -157,10 +157,13 @@ t.test('a first execution reads nothing, and a lease that nobody confirmed is co
   const inner = new MemoryStore()
   const calls: string[] = []
   const counted = plain(inner)
-  const counting = Object.fromEntries(Object.entries(counted).map(([name, method]) => [name, async (...args: unknown[]) => {
-    calls.push(name)
-    return (method as (...args: unknown[]) => unknown)(...args)
-  }])) as unknown as IdempotencyStore
+  const counting = Object.fromEntries(Object.entries(counted).map(([name, method]) => [
+    name,
+    async (...args: unknown[]) => {
+      calls.push(name)
+      return (method as (...args: unknown[]) => unknown)(...args)
+    }
+  ])) as unknown as IdempotencyStore
   delete counting.watch
   let renew = counting.renew
   counting.renew = async (...args) => await renew(...args)
@@ -220,7 +223,7 @@ t.test('G14: steps count against maxBytes of the MemoryStore, and one that does 
 })
 
 for (const mode of STORES) {
-  t.test(`G16: a key that was lost during a step: nothing is recorded, and the holder gets a 409 (${mode})`, async t => {
+  t.test(`G16: a key lost during a step: nothing is recorded, and the holder gets a 409 (${mode})`, async t => {
     const entered = gate()
     const forgotten = gate()
     const lost = listen(t, 'lease-lost')
@@ -310,7 +313,7 @@ for (const mode of STORES) {
   })
 }
 
-t.test('G16: RedisStore with minReplicas: a step that too few replicas have is not recorded, whatever its script has answered', async t => {
+t.test('G16: RedisStore with minReplicas: a step that too few replicas have is not recorded', async t => {
   const results: Array<Array<[Error | null, unknown]> | null> = []
   const sent: Array<Array<string | number | Buffer>> = []
   const client: RedisStoreClient = {

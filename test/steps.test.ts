@@ -8,7 +8,7 @@ import { listen } from './fixtures/faulty.ts'
 t.teardown(stopRedis)
 
 for (const mode of MODES) {
-  t.test(`G16: a recorded step does not run again after a freed failure, and gives the same result (${mode})`, async t => {
+  t.test(`G16: a recorded step does not run again after a freed failure: same result (${mode})`, async t => {
     const ran: string[] = []
     const results: unknown[] = []
     const { post, app } = await start(t, mode, {
@@ -41,7 +41,7 @@ for (const mode of MODES) {
     t.equal((await post('k', '{}')).replayed, true)
   })
 
-  t.test(`a key whose step or derived key was used is bound to its request: another body gets a 409, and nothing runs (${mode})`, async t => {
+  t.test(`a key whose step or derived key was used is bound to its request: 409 to another body (${mode})`, async t => {
     let runs = 0
     const { post } = await start(t, mode, {
       routes: app => {
@@ -215,7 +215,7 @@ for (const mode of STORES) {
     t.same(calls, ['work 1', 'asked 2 true', 'asked 3 true'])
   })
 
-  t.test(`interrupted is not asked where the step has not begun, and again where it has failed in the same execution (${mode})`, async t => {
+  t.test(`interrupted is not asked before the step began, but again after it failed (${mode})`, async t => {
     const calls: string[] = []
     const { post } = await start(t, mode, {
       routes: app => app.post('/', async (request, reply) => {
@@ -232,7 +232,7 @@ for (const mode of STORES) {
     t.same(calls, ['work', 'asked'])
   })
 
-  t.test(`what does not fit into 64 KiB or 256 steps is used once, and then 409 idempotency_outcome_unknown (${mode})`, async t => {
+  t.test(`beyond 64 KiB or 256 steps a result is used once, then 409 outcome_unknown (${mode})`, async t => {
     const { post, app } = await start(t, mode, {
       routes: app => {
         const large = async (request: FastifyRequest, reply: FastifyReply) => {
@@ -270,7 +270,7 @@ for (const mode of STORES) {
     t.equal((await post('long', '{}', { path: '/long' })).json()['code'], 'idempotency_outcome_unknown')
   })
 
-  t.test(`a late execution records first, and both executions get its result; the other way round the late one gets the winner's (${mode})`, async t => {
+  t.test(`of a late execution and the winner, both get the result that was recorded first (${mode})`, async t => {
     for (const first of ['late', 'winner']) {
       const inWork = gate()
       const thawed = gate()

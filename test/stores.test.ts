@@ -112,7 +112,7 @@ t.test('G14: MemoryStore drops the oldest first whatever their ttl, and finds al
   t.ok(store.bytes <= 1_000_000)
 })
 
-t.test('G1, G14: MemoryStore counts all of a response against its maxBytes, and drops nothing for one that cannot fit', t => {
+t.test('G1, G14: MemoryStore counts all of a response in maxBytes, and drops nothing for one that cannot fit', t => {
   const store = new MemoryStore({ maxBytes: 5_000 })
   store.claim('small', claim)
   store.complete('small', token, { ...outcome, body: 'small' }, 60_000)

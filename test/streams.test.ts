@@ -50,7 +50,7 @@ function counting (reply: FastifyReply): () => { ended: boolean, written: number
 }
 
 for (const mode of MODES) {
-  t.test(`G3, G13: a stream is kept before its last byte leaves, whatever its last chunk and its status (${mode})`, async t => {
+  t.test(`G3, G13: a stream is kept before its last byte leaves, whatever chunk and status (${mode})`, async t => {
     let left: ReturnType<typeof counting> = () => ({ ended: false, written: 0 })
     const seen: Array<ReturnType<typeof left>> = []
     const options = await wrapped(mode, inner => ({
@@ -82,7 +82,7 @@ for (const mode of MODES) {
     }
   })
 
-  t.test(`G4: a stream whose reply a later hook turns into a failure frees the key, whenever it ends (${mode})`, async t => {
+  t.test(`G4: a stream that a later hook turns into a failure frees the key, whenever it ends (${mode})`, async t => {
     let runs = 0
     let ended = gate()
     let asked = gate()
@@ -134,7 +134,7 @@ for (const mode of MODES) {
     }
   })
 
-  t.test(`G6: a stream that fails while its reply waits for the store is an error of its own, and the process lives (${mode})`, async t => {
+  t.test(`G6: a stream that fails while its reply waits for the store leaves the process alive (${mode})`, async t => {
     let stream: Readable | undefined
     const options = await wrapped(mode, inner => ({
       async release (...args) {
@@ -207,7 +207,7 @@ for (const mode of MODES) {
 }
 
 for (const mode of MODES.filter(mode => !mode.endsWith('first'))) {
-  t.test(`G3, G13: over HTTP/2, a stream is kept and replayed, whatever its last chunk and its status (${mode})`, async t => {
+  t.test(`G3, G13: over HTTP/2, a stream is kept and replayed, whatever chunk and status (${mode})`, async t => {
     const options = await wrapped(mode, () => ({}))
     const { post } = await startHttp2(t, options, app => ROWS.forEach(({ make, status = 200, length }, index) => {
       app.post(`/${index}`, (_request, reply) => {

@@ -137,7 +137,8 @@ for (const mode of STORES) {
     await everything(api, store, prefix, fail, entered, finish)
     const requests = spans.getFinishedSpans().filter(({ name }) => name === 'request')
     const told = requests.map(({ attributes, events }) => [
-      attributes['http.response.status_code'], attributes['idempotency.event'], attributes['idempotency.replayed'], attributes['idempotency.attempt'],
+      attributes['http.response.status_code'], attributes['idempotency.event'],
+      attributes['idempotency.replayed'], attributes['idempotency.attempt'],
       attributes['idempotency.status_code'], attributes['idempotency.error.code'], events.filter(
         ({ name }) => name.startsWith('idempotency.')
       ).length
@@ -204,7 +205,7 @@ t.test('examples/tracing.ts: what the ended span of the request cannot take is a
   t.equal(children().length, 2, 'a route that is not traced')
 })
 
-t.test('examples/tracing.ts: what a timer finds out, or another request, is on the span of the request it is about', async t => {
+t.test('examples/tracing.ts: what a timer or another request finds out is on the span it is about', async t => {
   const { spans, instrumentation } = tracer(t)
   const entered = { a: gate(), b: gate() }
   const [finish, waits] = [gate(), gate()]

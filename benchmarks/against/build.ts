@@ -12,7 +12,10 @@ export const WORK_TREE = new URL('../../lib/index.js', import.meta.url).href
 
 const git = (...args: string[]): string => execFileSync('git', args, { cwd: root, encoding: 'utf8' }).trim()
 
-/** The address of the entry of a commit's build; made once for each commit. @throws {Error} where there is no such commit. */
+/**
+ * The address of the entry of a commit's build; made once for each commit.
+ * @throws {Error} where there is no such commit.
+ */
 export function buildOf (ref: string): { entry: string, sha: string } {
   const sha = git('rev-parse', '--verify', `${ref}^{commit}`)
   const copy = `${folder}${sha}/`
@@ -20,10 +23,13 @@ export function buildOf (ref: string): { entry: string, sha: string } {
   if (!existsSync(`${copy}dist/index.js`)) {
     rmSync(copy, { recursive: true, force: true })
     mkdirSync(copy, { recursive: true })
-    const archive = execFileSync('git', ['archive', sha, 'lib', 'package.json', 'tsconfig.json', 'tsconfig.build.json'], { cwd: root })
+    const archive = execFileSync(
+      'git', ['archive', sha, 'lib', 'package.json', 'tsconfig.json', 'tsconfig.build.json'], { cwd: root }
+    )
     execFileSync('tar', ['-x', '-C', copy], { input: archive })
     symlinkSync(`${root}node_modules`, `${copy}node_modules`)
-    execFileSync(process.execPath, ['node_modules/typescript/bin/tsc', '-p', 'tsconfig.build.json'], { cwd: copy, stdio: 'inherit' })
+    const compile = ['node_modules/typescript/bin/tsc', '-p', 'tsconfig.build.json']
+    execFileSync(process.execPath, compile, { cwd: copy, stdio: 'inherit' })
   }
   return { entry, sha: sha.slice(0, 7) }
 }

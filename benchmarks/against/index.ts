@@ -1,6 +1,7 @@
 /**
  * `npm run bench -- against <git ref> [work …]`: two builds side by side. Both servers are on one core at once and are
- * loaded in turn, in short slices; what counts is the CPU time per request. `CROWD=6` puts six busy servers beside them.
+ * loaded in turn, in short slices; what counts is the CPU time per request. `CROWD=6` puts six busy servers beside
+ * them.
  */
 import type { AppName } from '../apps/index.ts'
 import type { Keys } from '../cases.ts'
@@ -27,7 +28,9 @@ const works: Work[] = [
   { id: 'first', name: 'first execution, in process', app: 'build', path: '/payments', keys: 'fresh' },
   { id: 'first-16k', name: 'first execution of 16 KiB, in process', app: 'build', path: '/large', keys: 'fresh' },
   { id: 'first-redis', name: 'first execution, Redis', app: 'build-redis', path: '/payments', keys: 'fresh' },
-  { id: 'first-redis-16k', name: 'first execution of 16 KiB, Redis', app: 'build-redis', path: '/large', keys: 'fresh' },
+  {
+    id: 'first-redis-16k', name: 'first execution of 16 KiB, Redis', app: 'build-redis', path: '/large', keys: 'fresh'
+  },
   { id: 'replay', name: 'replay, in process', app: 'build', path: '/payments', keys: 'same' },
   { id: 'replay-16k', name: 'replay of 16 KiB, in process', app: 'build', path: '/large', keys: 'same' },
   { id: 'replay-redis', name: 'replay, Redis', app: 'build-redis', path: '/payments', keys: 'same' },
@@ -92,7 +95,9 @@ async function compare (work: Work, builds: string[]): Promise<Result> {
 /** @throws {Error} where `ref` is no commit, or a name is none of the works. */
 export async function against (ref: string, names: string[]): Promise<Section<Result[]>> {
   const unknown = names.find(name => works.every(({ id }) => id !== name))
-  if (unknown !== undefined) throw new Error(`There is no work "${unknown}". Works: ${works.map(({ id }) => id).join(', ')}`)
+  if (unknown !== undefined) {
+    throw new Error(`There is no work "${unknown}". Works: ${works.map(({ id }) => id).join(', ')}`)
+  }
   const { entry, sha } = buildOf(ref)
   const busy = await crowd()
   const chosen = works.filter(({ id }) => names.length === 0 || names.includes(id))
@@ -110,8 +115,11 @@ export async function against (ref: string, names: string[]): Promise<Section<Re
   const beside = busy.servers === 0 ? '' : `, beside ${busy.servers} other busy servers on the core`
   return {
     title: `This build against ${sha}: CPU time per request${beside}`,
-    notes: [`Above 1, this build costs less. Medians of ${PAIRS} pairs of fresh processes, warmed up for ${WARM_UP} s each and then ` +
-      `loaded in turn for ${SLICES} slices of ${SECONDS} s; in brackets the interval in which 95 % of the medians of pairs drawn again lie.`],
+    notes: [
+      `Above 1, this build costs less. Medians of ${PAIRS} pairs of fresh processes, warmed up for ${WARM_UP} s ` +
+        `each and then loaded in turn for ${SLICES} slices of ${SECONDS} s; in brackets the interval in which ` +
+        '95 % of the medians of pairs drawn again lie.'
+    ],
     table: {
       columns: ['work', 'ratio', 'quartiles of the pairs', `${sha}, µs`, 'this build, µs'],
       rows: data.map(({ id, median, low, high, ratios, before, after }) => [

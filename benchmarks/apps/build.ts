@@ -6,7 +6,9 @@ import type { fastifyIdempotency, FastifyIdempotencyOptions } from '../../lib/in
 import { addRoutes, createApp, listen } from './routes.ts'
 
 async function start (options: FastifyIdempotencyOptions, config?: FastifyContextConfig): Promise<Server> {
-  const { default: idempotency } = await import(String(process.env['BENCH_BUILD'])) as { default: typeof fastifyIdempotency }
+  const { default: idempotency } = await import(String(process.env['BENCH_BUILD'])) as {
+    default: typeof fastifyIdempotency
+  }
   const app = createApp()
   await app.register(idempotency, options)
   addRoutes(app, config)

@@ -19,7 +19,9 @@ export async function oursWithoutEvents (): Promise<Server> {
   const without = source.replace('export function publish(', 'export function publish() { }\nfunction unused(')
   if (without === source) throw new Error('lib/events.ts has no function "publish" any more')
   writeFileSync(events, without)
-  const { default: idempotency } = await import(new URL('index.js', copy).href) as { default: typeof fastifyIdempotency }
+  const { default: idempotency } = await import(new URL('index.js', copy).href) as {
+    default: typeof fastifyIdempotency
+  }
   const app = createApp()
   await app.register(idempotency)
   addRoutes(app)

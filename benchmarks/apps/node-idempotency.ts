@@ -33,7 +33,9 @@ async function start (storage: MemoryStorageAdapter | RedisStorageAdapter): Prom
     if (request.replayed) return
     const { statusCode } = reply
     const additional = { statusCode, contentType: reply.getHeader('content-type') }
-    await idempotency.onResponse(params(request), { additional, ...(statusCode < 400 ? { body: payload } : { error: payload }) })
+    await idempotency.onResponse(
+      params(request), { additional, ...(statusCode < 400 ? { body: payload } : { error: payload }) }
+    )
   })
   addRoutes(app)
   return await listen(app)

@@ -21,7 +21,9 @@ export const schema = {
     201: {
       type: 'object',
       required: ['id', 'amount', 'status'],
-      properties: { id: { type: 'string' }, amount: { type: 'integer' }, status: { type: 'string' }, note: { type: 'string' } }
+      properties: {
+        id: { type: 'string' }, amount: { type: 'integer' }, status: { type: 'string' }, note: { type: 'string' }
+      }
     }
   }
 }

@@ -6,7 +6,10 @@ import { keepAside, keepWithServers, letLoose } from '../pin.ts'
 
 export interface Child {
   ask: <T>(command: string, argument?: unknown) => Promise<T>
-  /** On the servers' core, or off it; on any until then. A million keys are made first: the collector's helpers need other cores. */
+  /**
+   * On the servers' core, or off it; on any until then. A million keys are made first: the collector's helpers need
+   * other cores.
+   */
   keep: (where: 'with servers' | 'aside') => void
   stop: () => Promise<void>
 }
@@ -15,7 +18,9 @@ interface Answer { value?: unknown, error?: string }
 
 /** `file`: a module beside this one that calls `serve`; `heap`: MiB, for a million keys. */
 export async function start (file: string, heap = 8_192): Promise<Child> {
-  const child = fork(fileURLToPath(new URL(file, import.meta.url)), [], { execArgv: ['--expose-gc', `--max-old-space-size=${heap}`] })
+  const child = fork(
+    fileURLToPath(new URL(file, import.meta.url)), [], { execArgv: ['--expose-gc', `--max-old-space-size=${heap}`] }
+  )
   const pid = child.pid ?? 0
   letLoose(pid)
   const exited = once(child, 'exit')

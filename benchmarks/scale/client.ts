@@ -43,7 +43,11 @@ export class Connection {
       if (Number.isNaN(length)) throw new Error(`An answer without a length: ${head}`)
       const bodyAt = end + 4
       if (bytes.length < bodyAt + length) break
-      this.#waiting.shift()?.({ status: Number(head.slice(9, 12)), replayed: head.includes('\r\nidempotent-replayed: true'), body: bytes.subarray(bodyAt, bodyAt + length) })
+      this.#waiting.shift()?.({
+        status: Number(head.slice(9, 12)),
+        replayed: head.includes('\r\nidempotent-replayed: true'),
+        body: bytes.subarray(bodyAt, bodyAt + length)
+      })
       bytes = bytes.subarray(bodyAt + length)
     }
     this.#rest = bytes

@@ -37,7 +37,9 @@ async function measure ({ server, port, redis }: Place, step: Step, load: Child)
     const kept = await server.ask<{ from: number, keys: number }>('kept')
     await server.ask('watch')
     // A stride through all keys: the same few would stay in the CPU's cache.
-    const { kinds } = await load.ask<Answers>('run', { ...kept, ports: [port], connections: 20, depth: 4, stride: 7_919, total: times })
+    const { kinds } = await load.ask<Answers>(
+      'run', { ...kept, ports: [port], connections: 20, depth: 4, stride: 7_919, total: times }
+    )
     const { cpu, executions } = await server.ask<Usage>('usage')
     verify(kinds['replayed'] === times && executions === 0, 'All requests with a kept key must be replayed', kinds)
     node = cpu / times
@@ -78,7 +80,9 @@ async function prepare (size: number, inRedis: boolean, places: Place[]): Promis
     verify(await redis.client.dbsize() === size, `Redis must have ${size} keys`)
   }
   // As many keys have been written to all: heap and code must not differ by their past.
-  place.port = await server.ask<number>('open', { filled: size, seen: Math.max(...SIZES), ...(redis === undefined ? {} : { redis: redis.port }) })
+  place.port = await server.ask<number>(
+    'open', { filled: size, seen: Math.max(...SIZES), ...(redis === undefined ? {} : { redis: redis.port }) }
+  )
   server.keep('with servers')
 }
 
@@ -93,12 +97,15 @@ async function run (): Promise<Section> {
     const memory = await rounds(sorted.filter(({ redis }) => redis === undefined), load)
     const redis = await rounds(sorted.filter(({ redis }) => redis !== undefined), load)
     return {
-      title: `Cost per request by the number of keys kept: CPU µs, median of ${ROUNDS} interleaved rounds (ratio to 1,000 keys; to reach, of a request: 0.90 to 1.10)`,
+      title: `Cost per request by the number of keys kept: CPU µs, median of ${ROUNDS} interleaved rounds (ratio to ` +
+        '1,000 keys; to reach, of a request: 0.90 to 1.10)',
       table: {
         columns: ['store', 'step', 'CPU of', ...SIZES.map(size => `${count(size)} keys`)],
         rows: [
           ...STEPS.map(step => ['memory', NAMES[step], 'Node.js', ...cells(memory[step], 'node')]),
-          ...STEPS.flatMap(step => (['node', 'redis'] as const).map(whose => ['Redis', NAMES[step], whose === 'node' ? 'Node.js' : 'Redis', ...cells(redis[step], whose)]))
+          ...STEPS.flatMap(step => (['node', 'redis'] as const).map(whose => [
+            'Redis', NAMES[step], whose === 'node' ? 'Node.js' : 'Redis', ...cells(redis[step], whose)
+          ]))
         ]
       },
       data: { sizes: SIZES, memory, redis }

@@ -15,13 +15,21 @@ async function hit (store: string, wait: number | undefined, redis: number | und
   const server = await start('server.js')
   const load = await start('load.js')
   try {
-    const port = await server.ask<number>('open', { barrier: CLIENTS, ...(wait === undefined ? {} : { wait }), ...(redis === undefined ? {} : { redis }) })
+    const port = await server.ask<number>(
+      'open', { barrier: CLIENTS, ...(wait === undefined ? {} : { wait }), ...(redis === undefined ? {} : { redis }) }
+    )
     await server.ask('watch')
     const from = wait ?? 0
-    const answers = await load.ask<Answers>('run', { ports: [port], connections: CLIENTS, from, keys: 1, total: CLIENTS })
+    const answers = await load.ask<Answers>(
+      'run', { ports: [port], connections: CLIENTS, from, keys: 1, total: CLIENTS }
+    )
     const usage = await server.ask<Usage>('usage')
     const duplicates = answers.kinds[wait === undefined ? '409 idempotency_in_progress' : 'replayed']
-    verify(usage.executions === 1 && answers.kinds['executed'] === 1 && duplicates === CLIENTS - 1, 'One must be executed, all others be told so', { ...answers.kinds, executions: usage.executions })
+    verify(
+      usage.executions === 1 && answers.kinds['executed'] === 1 && duplicates === CLIENTS - 1,
+      'One must be executed, all others be told so',
+      { ...answers.kinds, executions: usage.executions }
+    )
     return { store, inFlight: wait === undefined ? 'reject' : 'wait', answers, usage }
   } finally {
     await server.stop()
@@ -41,7 +49,9 @@ async function run (): Promise<Section> {
       table: {
         columns: ['store', 'in flight', 'executions', 'answers', 'until all are answered', 'longest pause', 'of it GC'],
         rows: found.map(({ store, inFlight, answers, usage: { executions, loop } }) => [
-          store, inFlight, String(executions), Object.entries(answers.kinds).map(([kind, times]) => `${times} ${kind}`).join(', '), ms(answers.seconds * 1_000), ms(loop.longest.wall), ms(loop.longest.gc)
+          store, inFlight, String(executions),
+          Object.entries(answers.kinds).map(([kind, times]) => `${times} ${kind}`).join(', '),
+          ms(answers.seconds * 1_000), ms(loop.longest.wall), ms(loop.longest.gc)
         ])
       },
       data: found

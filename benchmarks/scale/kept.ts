@@ -11,7 +11,10 @@ export const LEASE = 30_000
 export const PATH = '/payments'
 export const REQUEST = JSON.stringify({ amount: 4200, currency: 'EUR', reference: 'order-1', note: 'x'.repeat(120) })
 
-/** What a client sends: keys of one length whose fingerprints have one length, too, so that all records are of one size. */
+/**
+ * What a client sends: keys of one length whose fingerprints have one length, too, so that all records are of one
+ * size.
+ */
 export function clientKey (index: number): string {
   const start = `key-${String(index).padStart(12, '0')}`
   for (const letter of 'abcdefghijklmnopqrstuvwxyz') {
@@ -32,7 +35,8 @@ export const fingerprint = (index: number): string => fingerprintOf(clientKey(in
 
 /** The handler's answer: names its key, and each execution differs by its `run`. */
 export interface Payment { id: string, run: string, amount: number, status: string, note: string }
-const make = (key: string, run: string, padding: number): Payment => ({ id: `pay_${key}`, run, amount: 4200, status: 'succeeded', note: 'x'.repeat(padding) })
+const make = (key: string, run: string, padding: number): Payment =>
+  ({ id: `pay_${key}`, run, amount: 4200, status: 'succeeded', note: 'x'.repeat(padding) })
 /** Its JSON has `bytes` bytes. */
 export const payment = (key: string, run: string, bytes = 300): Payment => make(key, run, bytes - EMPTY)
 export const location = (key: string): string => `${PATH}/pay_${key}`
@@ -53,7 +57,8 @@ export function outcome (index: number, bytes = 300, form: 'string' | 'Buffer' =
 }
 
 /** Bytes of a response: its body, and a line for each header: `name: value`, CR LF. */
-export const bytesOf = ({ headers, body }: StoreOutcome): number => Buffer.byteLength(body) + headers.reduce((sum, [name, value]) => sum + `${name}: ${String(value)}\r\n`.length, 0)
+export const bytesOf = ({ headers, body }: StoreOutcome): number =>
+  Buffer.byteLength(body) + headers.reduce((sum, [name, value]) => sum + `${name}: ${String(value)}\r\n`.length, 0)
 
 /** One first execution, as far as the store sees it. */
 export async function keep (store: IdempotencyStore, index: number, ttl = DAY, kept = outcome(index)): Promise<void> {
@@ -69,23 +74,35 @@ export async function keep (store: IdempotencyStore, index: number, ttl = DAY, k
  * Puts keys `from` to `to` into Redis: records that the store has written, with each key's own
  * fingerprint and name in them, so that a million take seconds. `until`: when they expire, ms since the epoch.
  */
-export async function fillRedis ({ client }: OwnRedis, store: IdempotencyStore, from: number, to: number, { until = Date.now() + DAY, bytes = 300 } = {}): Promise<void> {
+export async function fillRedis (
+  { client }: OwnRedis,
+  store: IdempotencyStore,
+  from: number,
+  to: number,
+  { until = Date.now() + DAY, bytes = 300 } = {}
+): Promise<void> {
   if (from === to) return
   const template = await templateOf(client, store, from, bytes)
   for (let at = from; at < to; at += 1_000) {
     const keys: string[] = []
-    for (let index = at; index < Math.min(at + 1_000, to); index++) keys.push(keyOf(index), fingerprint(index), clientKey(index))
+    for (let index = at; index < Math.min(at + 1_000, to); index++) {
+      keys.push(keyOf(index), fingerprint(index), clientKey(index))
+    }
     await client.eval(FILL, 0, until, template.length, ...template, ...keys)
   }
 }
 
 /** A record in pieces: F and K stand for fingerprint and client's key. */
-async function templateOf (client: OwnRedis['client'], store: IdempotencyStore, index: number, bytes: number): Promise<Array<string | Buffer>> {
+async function templateOf (
+  client: OwnRedis['client'], store: IdempotencyStore, index: number, bytes: number
+): Promise<Array<string | Buffer>> {
   await keep(store, index, DAY, outcome(index, bytes))
   const record = (await client.getBuffer(keyOf(index)) as Buffer).toString('latin1')
   const pieces = record.split(new RegExp(`(${fingerprint(index)}|${clientKey(index)})`))
   if (!pieces.includes(fingerprint(index))) throw new Error('The record in Redis does not show its fingerprint')
-  return pieces.map(piece => piece === fingerprint(index) ? 'F' : piece === clientKey(index) ? 'K' : Buffer.from(`-${piece}`, 'latin1'))
+  return pieces.map(piece => piece === fingerprint(index)
+    ? 'F'
+    : piece === clientKey(index) ? 'K' : Buffer.from(`-${piece}`, 'latin1'))
 }
 
 const FILL = `

@@ -39,13 +39,18 @@ export interface Answers {
   cpu: number
 }
 
-async function run ({ ports, connections, depth = 1, from, keys, stride = 1, shuffled = false, total = Infinity, seconds = Infinity, rate = Infinity, path = PATH }: Series): Promise<Answers> {
+async function run ({
+  ports, connections, depth = 1, from, keys, stride = 1, shuffled = false,
+  total = Infinity, seconds = Infinity, rate = Infinity, path = PATH
+}: Series): Promise<Answers> {
   const kinds: Record<string, number> = {}
   const latencies: number[] = []
   const bodies = new Map<number, number>()
   const order = shuffled ? shuffle(total, keys) : undefined
   const { promise, resolve, reject } = withResolvers()
-  const open = await Promise.all(Array.from({ length: connections }, async (_, i) => await Connection.open(ports[i % ports.length] ?? 0, reject)))
+  const open = await Promise.all(
+    Array.from({ length: connections }, async (_, i) => await Connection.open(ports[i % ports.length] ?? 0, reject))
+  )
   const used = cpu()
   const started = performance.now()
   let sent = 0
@@ -91,7 +96,15 @@ async function run ({ ports, connections, depth = 1, from, keys, stride = 1, shu
     for (const connection of open) take(connection)
     await promise
     const took = (performance.now() - started) / 1_000
-    return { requests: answered, seconds: took, kinds, p50: quantile(latencies, 0.5), p99: quantile(latencies, 0.99), max: quantile(latencies, 1), cpu: cpu() - used }
+    return {
+      requests: answered,
+      seconds: took,
+      kinds,
+      p50: quantile(latencies, 0.5),
+      p99: quantile(latencies, 0.99),
+      max: quantile(latencies, 1),
+      cpu: cpu() - used
+    }
   } finally {
     clearInterval(clock)
     for (const connection of open) connection.close()
@@ -99,13 +112,16 @@ async function run ({ ports, connections, depth = 1, from, keys, stride = 1, shu
 }
 
 function requestFor (path: string, key: string): string {
-  return `POST ${path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: ${REQUEST.length}\r\nidempotency-key: ${key}\r\n\r\n${REQUEST}`
+  return `POST ${path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n` +
+    `content-length: ${REQUEST.length}\r\nidempotency-key: ${key}\r\n\r\n${REQUEST}`
 }
 
 /** What kind of answer it is. A key's own payment, and the same bytes as before, or else it throws. */
 function check (index: number, { status, replayed, body }: Response, bodies: Map<number, number>): string {
   if (status !== 201) return `${status} ${(JSON.parse(String(body)) as { code?: string }).code ?? ''}`
-  if (!body.includes(`"pay_${clientKey(index)}"`)) throw new Error(`Key ${index} got another one's answer: ${String(body)}`)
+  if (!body.includes(`"pay_${clientKey(index)}"`)) {
+    throw new Error(`Key ${index} got another one's answer: ${String(body)}`)
+  }
   const sum = crc32(body)
   const before = bodies.get(index)
   if (before === undefined) bodies.set(index, sum)

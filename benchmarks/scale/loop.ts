@@ -1,15 +1,26 @@
 /** How long the event loop of this process stood still, and how much of that was the garbage collector's. */
-import { monitorEventLoopDelay, PerformanceObserver, type IntervalHistogram, type PerformanceEntry } from 'node:perf_hooks'
+import {
+  monitorEventLoopDelay, PerformanceObserver, type IntervalHistogram, type PerformanceEntry
+} from 'node:perf_hooks'
 
 export interface Loop {
   seconds: number
   /** `monitorEventLoopDelay` at a resolution of 1 ms; ms. */
   delay: { min: number, p50: number, p99: number, p999: number, max: number }
-  /** The longest turns of the loop; ms. `gc`: the collector's part; `cpu`: what the process (all threads) could use of it. */
+  /**
+   * The longest turns of the loop; ms. `gc`: the collector's part; `cpu`: what the process (all threads) could use of
+   * it.
+   */
   longest: Turn
-  /** The turn in which this process itself worked longest: without the collector's part, and no more than the CPU it used. */
+  /**
+   * The turn in which this process itself worked longest: without the collector's part, and no more than the CPU it
+   * used.
+   */
   longestOwn: Turn
-  /** Turns over 20 ms: all, those that are as long without the collector's part, and those with as much work of the process itself. */
+  /**
+   * Turns over 20 ms: all, those that are as long without the collector's part, and those with as much work of the
+   * process itself.
+   */
   over20: number
   over20WithoutGc: number
   ownOver20: number
@@ -62,7 +73,9 @@ export class LoopWatch {
     const histogram = this.#histogram
     const delay = (share: number): number => histogram.percentile(share) / 1e6
     const turns = this.#gaps.map(({ from, to, cpu }): Turn => ({ wall: to - from, gc: this.#collected(from, to), cpu }))
-    const kinds = (minor: boolean): number => Math.max(0, ...this.#collections.filter(entry => ((entry as Collection).detail.kind === MINOR) === minor).map(({ duration }) => duration))
+    const isMinor = (entry: PerformanceEntry): boolean => (entry as Collection).detail.kind === MINOR
+    const kinds = (minor: boolean): number =>
+      Math.max(0, ...this.#collections.filter(entry => isMinor(entry) === minor).map(({ duration }) => duration))
     return {
       seconds: (this.#last - this.#started) / 1_000,
       delay: { min: histogram.min / 1e6, p50: delay(50), p99: delay(99), p999: delay(99.9), max: histogram.max / 1e6 },
@@ -71,12 +84,19 @@ export class LoopWatch {
       over20: turns.filter(({ wall }) => wall > 20).length,
       over20WithoutGc: turns.filter(({ wall, gc }) => wall - gc > 20).length,
       ownOver20: turns.filter(turn => own(turn) > 20).length,
-      gc: { pauses: this.#collections.length, total: this.#collections.reduce((sum, { duration }) => sum + duration, 0), longestMinor: kinds(true), longestMajor: kinds(false) }
+      gc: {
+        pauses: this.#collections.length,
+        total: this.#collections.reduce((sum, { duration }) => sum + duration, 0),
+        longestMinor: kinds(true),
+        longestMajor: kinds(false)
+      }
     }
   }
 
   #collected (from: number, to: number): number {
-    return this.#collections.reduce((sum, { startTime, duration }) => sum + Math.max(0, Math.min(to, startTime + duration) - Math.max(from, startTime)), 0)
+    const within = ({ startTime, duration }: PerformanceEntry): number =>
+      Math.max(0, Math.min(to, startTime + duration) - Math.max(from, startTime))
+    return this.#collections.reduce((sum, entry) => sum + within(entry), 0)
   }
 }
 

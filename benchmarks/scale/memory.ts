@@ -11,7 +11,8 @@ interface Found { perKey: number, counted?: number, response: number }
 interface Case { store: string, keys: number, bytes: number, form: 'string' | 'Buffer' | 'served' }
 
 const CASES: Case[] = [
-  ...(['string', 'Buffer'] as const).flatMap(form => [300, 2_048].map(bytes => ({ store: 'memory', keys: 100_000, bytes, form }))),
+  ...(['string', 'Buffer'] as const).flatMap(form =>
+    [300, 2_048].map(bytes => ({ store: 'memory', keys: 100_000, bytes, form }))),
   { store: 'memory', keys: 1_000_000, bytes: 300, form: 'string' },
   { store: 'memory', keys: 20_000, bytes: 300, form: 'served' },
   { store: 'Redis', keys: 100_000, bytes: 300, form: 'string' },
@@ -35,7 +36,9 @@ async function served ({ keys, bytes }: Case): Promise<Found> {
   try {
     const port = await server.ask<number>('open', {})
     const send = async (from: number, total: number): Promise<void> => {
-      const { kinds } = await load.ask<Answers>('run', { ports: [port], connections: 20, depth: 2, from, keys: total, total })
+      const { kinds } = await load.ask<Answers>(
+        'run', { ports: [port], connections: 20, depth: 2, from, keys: total, total }
+      )
       verify(kinds['executed'] === total, 'Each fresh key must be executed', kinds)
     }
     await send(1_000_000, 5_000)
@@ -70,19 +73,27 @@ async function run (): Promise<Section> {
   const left = [...CASES].sort((a, b) => b.keys * b.bytes - a.keys * a.bytes)
   await Promise.all(Array.from({ length: 2 }, async () => {
     for (let next = left.shift(); next !== undefined; next = left.shift()) {
-      found.push({ ...next, ...await (next.store === 'Redis' ? inRedis(next) : next.form === 'served' ? served(next) : inMemory(next)) })
+      found.push({
+        ...next,
+        ...await (next.store === 'Redis' ? inRedis(next) : next.form === 'served' ? served(next) : inMemory(next))
+      })
     }
   }))
-  const sorted = CASES.map(each => found.find(({ store, keys, bytes, form }) => store === each.store && keys === each.keys && bytes === each.bytes && form === each.form)).filter(each => each !== undefined)
+  const isOf = (each: Case) => ({ store, keys, bytes, form }: Case): boolean =>
+    store === each.store && keys === each.keys && bytes === each.bytes && form === each.form
+  const sorted = CASES.map(each => found.find(isOf(each))).filter(each => each !== undefined)
   return {
-    title: 'Memory per kept key: bytes (to reach: at most 400 beside the response, which is its body and its header lines)',
+    title: 'Memory per kept key: bytes (to reach: at most 400 beside the response, which is its ' +
+      'body and its header lines)',
     table: {
       columns: ['store', 'keys', 'body', 'response', 'memory per key', 'beside the response', 'counted by the store'],
       rows: sorted.map(({ store, keys, bytes, form, perKey, response, counted }) => [
-        store, count(keys), `${count(bytes)} B, ${FORMS[form]}`, count(response), count(perKey), count(perKey - response), counted === undefined ? '' : count(counted)
+        store, count(keys), `${count(bytes)} B, ${FORMS[form]}`, count(response),
+        count(perKey), count(perKey - response), counted === undefined ? '' : count(counted)
       ])
     },
-    notes: ['What Redis uses is by its own account, `used_memory`; its allocator rounds each value up to a size class: 512, 640, 768 bytes, and so on.'],
+    notes: ['What Redis uses is by its own account, `used_memory`; its allocator rounds each value up to a size ' +
+      'class: 512, 640, 768 bytes, and so on.'],
     data: sorted
   }
 }

@@ -14,9 +14,14 @@ import { verify } from './figures.ts'
 export interface ServerOptions {
   /** The port of Redis; without it a MemoryStore keeps the keys. */
   redis?: number
-  /** Keys, from 0 on, that the store has from the start. A MemoryStore has room for these and no more, and evicts one for each that is written. */
+  /**
+   * Keys, from 0 on, that the store has from the start. A MemoryStore has room for these and no more, and evicts one
+   * for each that is written.
+   */
   filled?: number
-  /** Keys that a MemoryStore has seen by then, in all; of them it has the last `filled`. Default: no more than these. */
+  /**
+   * Keys that a MemoryStore has seen by then, in all; of them it has the last `filled`. Default: no more than these.
+   */
   seen?: number
   /** What a duplicate waits for the original, ms; without it, it is refused. */
   wait?: number
@@ -52,7 +57,10 @@ let writer = { stopped: false, written: 0, done: Promise.resolve() }
 
 async function open ({ redis, filled, seen, wait, work = 0, barrier }: ServerOptions): Promise<number> {
   const one = await sizeOfOne()
-  const memory = new MemoryStore({ maxBytes: filled === undefined ? Infinity : filled * one, now: () => performance.timeOrigin + performance.now() + clock })
+  const memory = new MemoryStore({
+    maxBytes: filled === undefined ? Infinity : filled * one,
+    now: () => performance.timeOrigin + performance.now() + clock
+  })
   store = redis === undefined ? memory : new RedisStore(new Redis(redis, '127.0.0.1'))
   next = (redis === undefined ? seen : undefined) ?? filled ?? 0
   oldest = next - (filled ?? 0)
@@ -62,7 +70,10 @@ async function open ({ redis, filled, seen, wait, work = 0, barrier }: ServerOpt
   let go = (): void => {}
   const gone = new Promise<void>(resolve => { go = resolve })
   const app = Fastify()
-  await app.register(idempotency, { store, keyPrefix: PREFIX, storeTimeout: 60_000, ...(wait === undefined ? {} : { inFlight: { wait } }) })
+  await app.register(
+    idempotency,
+    { store, keyPrefix: PREFIX, storeTimeout: 60_000, ...(wait === undefined ? {} : { inFlight: { wait } }) }
+  )
   if (barrier !== undefined) {
     app.addHook('onRequest', (_request, _reply, done) => {
       if (++arrived === barrier) setTimeout(go, 100)
@@ -77,8 +88,17 @@ async function open ({ redis, filled, seen, wait, work = 0, barrier }: ServerOpt
     reply.code(201).header('location', location(key))
     return payment(key, randomBytes(4).toString('hex'))
   }
-  const properties = { id: { type: 'string' }, run: { type: 'string' }, amount: { type: 'integer' }, status: { type: 'string' }, note: { type: 'string' } }
-  const schema = { body: { type: 'object', required: ['amount'], properties: { amount: { type: 'integer' } } }, response: { 201: { type: 'object', properties } } }
+  const properties = {
+    id: { type: 'string' },
+    run: { type: 'string' },
+    amount: { type: 'integer' },
+    status: { type: 'string' },
+    note: { type: 'string' }
+  }
+  const schema = {
+    body: { type: 'object', required: ['amount'], properties: { amount: { type: 'integer' } } },
+    response: { 201: { type: 'object', properties } }
+  }
   app.post(PATH, { schema }, pay)
   app.post('/plain', { schema, config: { idempotency: false } }, pay)
   await app.listen({ port: 0, host: '127.0.0.1', backlog: 1_024 })
@@ -123,7 +143,10 @@ serve({
     if (store instanceof MemoryStore) {
       oldest += times
       next += times
-      verify(await store.read(keyOf(oldest - 1)) === undefined && await store.read(keyOf(oldest)) !== undefined, 'A full store must drop the oldest keys, and only these')
+      verify(
+        await store.read(keyOf(oldest - 1)) === undefined && await store.read(keyOf(oldest)) !== undefined,
+        'A full store must drop the oldest keys, and only these'
+      )
     } else {
       await each(times, async i => { await store.remove(keyOf(next + i)) })
     }

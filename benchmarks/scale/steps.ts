@@ -26,7 +26,9 @@ export async function costOfReplay (store: IdempotencyStore, from: number, to: n
 
 /** Microseconds for the claim and the outcome of a fresh key; keeps the keys `from` up to `from + times`. */
 export async function costOfFresh (store: IdempotencyStore, from: number, times: number): Promise<number> {
-  const fresh = Array.from({ length: times }, (_, i) => ({ key: keyOf(from + i), token: randomUUID(), kept: outcome(from + i) }))
+  const fresh = Array.from(
+    { length: times }, (_, i) => ({ key: keyOf(from + i), token: randomUUID(), kept: outcome(from + i) })
+  )
   const before = cpu()
   await each(times, async i => {
     const { key, token, kept } = fresh[i] as typeof fresh[number]

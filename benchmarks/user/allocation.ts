@@ -36,7 +36,8 @@ export const allocationPart: Part<Array<{ work: string } & Spread>> = {
     })
     return {
       title: 'Bytes allocated on the JavaScript heap for one request, in-process store',
-      notes: [`The growth of the heap over requests that no collection interrupts, garbage included. Medians of ${PROCESSES} processes; in brackets, the lowest and the highest.`],
+      notes: ['The growth of the heap over requests that no collection interrupts, garbage included. ' +
+        `Medians of ${PROCESSES} processes; in brackets, the lowest and the highest.`],
       table: {
         columns: ['work', 'kB per request'],
         rows: data.map(({ work, median, min, max }) =>

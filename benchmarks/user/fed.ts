@@ -1,6 +1,6 @@
 /**
- * A server that is fed from memory: `fed.js <app> <keys>` prints the CPU time of one request in µs, without a kernel and
- * a client in it; `fed.js <app> <keys> allocation` the bytes that one allocates.
+ * A server that is fed from memory: `fed.js <app> <keys>` prints the CPU time of one request in µs, without a kernel
+ * and a client in it; `fed.js <app> <keys> allocation` the bytes that one allocates.
  */
 import { PerformanceObserver } from 'node:perf_hooks'
 import { Duplex } from 'node:stream'
@@ -25,7 +25,8 @@ const server = await start(0)
 
 const { type, body } = sent['/payments']
 const key = keys === 'none' ? '' : `idempotency-key: ${keys === 'same' ? SAME_KEY : KEY_TO_NUMBER}\r\n`
-const template = Buffer.from(`POST /payments HTTP/1.1\r\nHost: localhost\r\nConnection: keep-alive\r\nContent-Type: ${type}\r\nContent-Length: ${body.length}\r\n${key}\r\n${String(body)}`)
+const template = Buffer.from('POST /payments HTTP/1.1\r\nHost: localhost\r\nConnection: keep-alive\r\n' +
+  `Content-Type: ${type}\r\nContent-Length: ${body.length}\r\n${key}\r\n${String(body)}`)
 const numberAt = template.indexOf(KEY_TO_NUMBER) + KEY_TO_NUMBER.length - NUMBER.length
 
 function nextRequest (): Buffer {
@@ -113,10 +114,13 @@ for (let round = 0; round < ROUNDS; round++) {
   samples.push(await (what === 'allocation' ? bytesOfRequest : costOfRequest)())
 }
 const measured = samples.filter(sample => !Number.isNaN(sample))
-if (measured.length < ROUNDS / 2) throw new Error(`${name}: collections came between in ${ROUNDS - measured.length} of ${ROUNDS} rounds`)
+if (measured.length < ROUNDS / 2) {
+  throw new Error(`${name}: collections came between in ${ROUNDS - measured.length} of ${ROUNDS} rounds`)
+}
 const expected = keys === 'same' && name !== 'bare' ? 1 : 1 + WARM_UP + ROUNDS * requests
 if (refused > 0 || executions() !== expected) {
-  throw new Error(`${name}: ${refused} requests were not answered with 201; the handler ran ${executions()} times instead of ${expected}`)
+  throw new Error(`${name}: ${refused} requests were not answered with 201; the handler ran ${executions()} times ` +
+    `instead of ${expected}`)
 }
 console.log(spread(measured).median)
 process.exit()

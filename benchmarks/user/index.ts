@@ -20,7 +20,9 @@ const rows: Row[] = [
 ]
 
 function measure ({ app, keys }: Row): number {
-  const [command = process.execPath, ...args] = [...serverPrefix, process.execPath, fileURLToPath(new URL('fed.js', import.meta.url)), app, keys]
+  const [command = process.execPath, ...args] = [
+    ...serverPrefix, process.execPath, fileURLToPath(new URL('fed.js', import.meta.url)), app, keys
+  ]
   return Number(execFileSync(command, args, { env: { ...process.env, NODE_ENV: 'production' } }))
 }
 
@@ -37,7 +39,8 @@ export const userPart: Part = {
     const [{ median: bare }] = costs as [Spread]
     return {
       title: 'Without the kernel and the client: CPU µs per request, in-process store',
-      notes: [`Requests are fed to Node.js' HTTP server from memory, 32 in a turn of the event loop. Medians of ${PROCESSES} processes, one after the other; in brackets, the lowest and the highest.`],
+      notes: ['Requests are fed to Node.js\' HTTP server from memory, 32 in a turn of the event loop. ' +
+        `Medians of ${PROCESSES} processes, one after the other; in brackets, the lowest and the highest.`],
       table: {
         columns: ['work', 'µs', 'more than the bare route'],
         rows: rows.map(({ work }, at) => {

@@ -1,4 +1,7 @@
-/** One instance of the demo's API, a process with an IPC channel to demo.ts, on the Redis that is named by its argument. */
+/**
+ * One instance of the demo's API, a process with an IPC channel to demo.ts, on the Redis that is named by its
+ * argument.
+ */
 import { randomUUID } from 'node:crypto'
 import type { AddressInfo } from 'node:net'
 import redis from '@fastify/redis'

@@ -25,7 +25,9 @@ async function startRedis (): Promise<string> {
   const command = ['redis-server', 'valkey-server'].find(command => spawnSync(command, ['--version']).status === 0)
   if (command === undefined) throw new Error('Set REDIS_URL, or install redis-server or valkey-server')
   const port = await freePort()
-  const child = spawn(command, ['--port', String(port), '--bind', '127.0.0.1', '--save', ''], { stdio: ['ignore', 'pipe', 'inherit'] })
+  const child = spawn(
+    command, ['--port', String(port), '--bind', '127.0.0.1', '--save', ''], { stdio: ['ignore', 'pipe', 'inherit'] }
+  )
   children.push(child)
   for await (const line of child.stdout) {
     if (String(line).includes('Ready to accept connections')) break
@@ -48,7 +50,10 @@ async function startBalancer (instances: Instance[]): Promise<{ url: string, los
     const alive = instances.find(({ child }) => child.exitCode === null && child.signalCode === null)
     if (alive === undefined) return client.destroy()
     const upstream = connect(alive.port, '127.0.0.1')
-    const close = (): void => { client.destroy(); upstream.destroy() }
+    const close = (): void => {
+      client.destroy()
+      upstream.destroy()
+    }
     client.on('error', close).on('close', close).pipe(upstream)
     upstream.on('error', close).on('close', close).on('data', bytes => {
       if (!lose) return client.write(bytes)
@@ -57,7 +62,11 @@ async function startBalancer (instances: Instance[]): Promise<{ url: string, los
     })
   }).listen(0, '127.0.0.1')
   await once(server, 'listening')
-  return { url: `http://127.0.0.1:${(server.address() as AddressInfo).port}/payments`, loseNext: () => { lose = true }, stop: () => server.close() }
+  return {
+    url: `http://127.0.0.1:${(server.address() as AddressInfo).port}/payments`,
+    loseNext: () => { lose = true },
+    stop: () => server.close()
+  }
 }
 
 async function pay (title: string, url: string, order: object): Promise<void> {
@@ -72,7 +81,9 @@ try {
   const redisUrl = process.env['REDIS_URL'] ?? await startRedis()
   const instances = await Promise.all(['A', 'B'].map(async name => await startInstance(name, redisUrl)))
   for (const { name, child } of instances) {
-    child.on('message', ({ running }: { running: number }) => console.log(`  ${name} runs the handler, attempt ${running} of this key`))
+    child.on('message', ({ running }: { running: number }) => console.log(
+      `  ${name} runs the handler, attempt ${running} of this key`
+    ))
   }
   const { url, loseNext, stop } = await startBalancer(instances)
 
@@ -86,7 +97,9 @@ try {
     console.log('  A is killed (SIGKILL)')
     a.child.kill('SIGKILL')
   })
-  await pay('The process dies in the handler; its lease of two seconds must pass:', url, { amount: 300, fault: 'crash' })
+  await pay('The process dies in the handler; its lease of two seconds must pass:', url, {
+    amount: 300, fault: 'crash'
+  })
   stop()
 } finally {
   for (const child of children) child.kill('SIGKILL')

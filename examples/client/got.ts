@@ -16,7 +16,8 @@ const client = got.extend({
     calculateDelay ({ attemptCount, retryOptions, error, retryAfter, computedValue }) {
       if (attemptCount > (retryOptions.limit ?? 0)) return 0
       // A 409 is retried for its code alone: a mismatch stays one.
-      const again = error.response?.statusCode === 409 && String(error.response.body).includes('"idempotency_in_progress"')
+      const again = error.response?.statusCode === 409 &&
+        String(error.response.body).includes('"idempotency_in_progress"')
       return again ? (retryAfter ?? 1_000) + Math.random() * 200 : computedValue
     }
   }

@@ -44,14 +44,19 @@ const realClock: Clock = {
   timeout: AbortSignal.timeout
 }
 
-/** `none`: it certainly did nothing. `done`: it ran to its end, with an answer that is lost. `unknown`: look before you send it with another key. */
+/**
+ * `none`: it certainly did nothing. `done`: it ran to its end, with an answer that is lost. `unknown`: look before
+ * you send it with another key.
+ */
 export type Effect = 'none' | 'unknown' | 'done'
 
 /** There will be no answer to this operation. */
 export class SendError extends Error {
   override readonly name = 'SendError'
 
-  constructor (message: string, readonly effect: Effect, readonly key: string, readonly attempts: number, options?: ErrorOptions) {
+  constructor (
+    message: string, readonly effect: Effect, readonly key: string, readonly attempts: number, options?: ErrorOptions
+  ) {
     super(`${message} (attempts: ${attempts}, key: ${key}). ${EFFECTS[effect]}`, options)
   }
 }
@@ -79,7 +84,10 @@ const UNSENT = ['ECONNREFUSED', 'ENOTFOUND', 'EAI_AGAIN']
  * @throws {SendError} when there is none.
  */
 export async function send (url: string | URL, operation: unknown, options: SendOptions = {}): Promise<Answer> {
-  const { key = crypto.randomUUID(), method = 'POST', signal, attemptTimeout = 10_000, deadline = 60_000, minDelay = 200, maxDelay = 10_000, onRetry, clock = realClock } = options
+  const {
+    key = crypto.randomUUID(), method = 'POST', signal, attemptTimeout = 10_000,
+    deadline = 60_000, minDelay = 200, maxDelay = 10_000, onRetry, clock = realClock
+  } = options
   const headers = { 'content-type': 'application/json', ...options.headers, 'idempotency-key': key }
   // Once: every attempt sends the same bytes.
   const body = JSON.stringify(operation)
@@ -94,10 +102,18 @@ export async function send (url: string | URL, operation: unknown, options: Send
     const giveUp = (message: string, effect?: Effect): SendError =>
       new SendError(message, effect ?? (mayHaveRun ? 'unknown' : 'none'), key, attempt, { cause })
 
-    if (aborted()) throw new SendError('Aborted', mayHaveRun ? 'unknown' : 'none', key, attempt - 1, { cause: signal?.reason })
+    if (aborted()) {
+      throw new SendError('Aborted', mayHaveRun ? 'unknown' : 'none', key, attempt - 1, { cause: signal?.reason })
+    }
     try {
       const timeout = clock.timeout(Math.max(1, Math.min(attemptTimeout, end - clock.now())))
-      const response = await fetch(url, { method, headers, body, redirect: 'manual', signal: signal === undefined ? timeout : AbortSignal.any([signal, timeout]) })
+      const response = await fetch(url, {
+        method,
+        headers,
+        body,
+        redirect: 'manual',
+        signal: signal === undefined ? timeout : AbortSignal.any([signal, timeout])
+      })
       // A response that is cut off within its body has not been received.
       const text = await response.text()
       const { status } = response

@@ -22,7 +22,9 @@ const agent = new RetryAgent(new Agent({ headersTimeout: 10_000, bodyTimeout: 10
 })
 
 /** `key`: one for each operation, made before the first attempt and stored with it. */
-export async function pay (url: string, order: unknown, key: string): Promise<{ status: number, headers: Dispatcher.ResponseData['headers'], text: string }> {
+export async function pay (url: string, order: unknown, key: string): Promise<{
+  status: number, headers: Dispatcher.ResponseData['headers'], text: string
+}> {
   const headers = { 'content-type': 'application/json', 'idempotency-key': key }
   const body = JSON.stringify(order)
   // RetryAgent cannot start anew once the response's head has been passed on: it asks for the

@@ -16,18 +16,26 @@ export interface InspectOptions {
 
 interface Form { scope?: string, key: string, confirm?: string }
 
-// Referrer-Policy: with no-referrer a browser says "Origin: null" of the page's own forms. A referrer here tells a path, no more.
+// Referrer-Policy: with no-referrer a browser says "Origin: null" of the page's own forms. A referrer here tells a
+// path, no more.
 const HEADERS = {
   'cache-control': 'no-store',
-  'content-security-policy': "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'",
+  'content-security-policy': "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; " +
+    "frame-ancestors 'none'; base-uri 'none'",
   'referrer-policy': 'same-origin'
 }
 
 /** @throws {TypeError} without `authenticate`: whoever sees this page can have a request executed again. */
 export async function inspect (instance: FastifyInstance, { authenticate }: InspectOptions): Promise<void> {
-  if (typeof authenticate !== 'function') throw new TypeError('inspect: option "authenticate" must be an onRequest hook that lets only operators through')
+  if (typeof authenticate !== 'function') {
+    throw new TypeError('inspect: option "authenticate" must be an onRequest hook that lets only operators through')
+  }
   if (!instance.hasContentTypeParser('application/x-www-form-urlencoded')) {
-    instance.addContentTypeParser('application/x-www-form-urlencoded', { parseAs: 'string' }, (_request, body, done) => done(null, Object.fromEntries(new URLSearchParams(String(body)))))
+    instance.addContentTypeParser(
+      'application/x-www-form-urlencoded',
+      { parseAs: 'string' },
+      (_request, body, done) => done(null, Object.fromEntries(new URLSearchParams(String(body))))
+    )
   }
   instance.addHook('onRequest', (_request, reply, done) => {
     // First, so that whatever refuses has them too.
@@ -40,7 +48,8 @@ export async function inspect (instance: FastifyInstance, { authenticate }: Insp
   const { prefix } = instance
 
   const keyOf = ({ scope = '', key }: Form) => ({ key, ...(scope === '' ? {} : { scope }) })
-  const look = async (form: Form): Promise<Found> => ({ scope: form.scope ?? '', key: form.key, entry: await instance.idempotency.inspect(keyOf(form)) })
+  const look = async (form: Form): Promise<Found> =>
+    ({ scope: form.scope ?? '', key: form.key, entry: await instance.idempotency.inspect(keyOf(form)) })
 
   instance.get('/', route, async (_request, reply) => await send(reply, ask(prefix)))
   instance.post('/', route, async (request, reply) => {
@@ -53,9 +62,16 @@ export async function inspect (instance: FastifyInstance, { authenticate }: Insp
     if (body === undefined) return await send(reply.code(400), ask(prefix, 'Type a key.'))
     const found = await look(body)
     // Only what was seen is freed: by now somebody else may hold the key.
-    if (found.entry === undefined || body.confirm !== stateOf(found.entry)) return await send(reply.code(409), show(prefix, found, 'The key has changed meanwhile. This is what it is now; nothing was freed.'))
+    if (found.entry === undefined || body.confirm !== stateOf(found.entry)) {
+      return await send(
+        reply.code(409),
+        show(prefix, found, 'The key has changed meanwhile. This is what it is now; nothing was freed.')
+      )
+    }
     await instance.idempotency.forget(keyOf(body))
-    request.log.warn({ state: found.entry.state, attempt: found.entry.attempt }, 'idempotency: an operator has freed a key')
+    request.log.warn(
+      { state: found.entry.state, attempt: found.entry.attempt }, 'idempotency: an operator has freed a key'
+    )
     return await send(reply, freed(prefix, found))
   })
 }
@@ -64,7 +80,9 @@ export async function inspect (instance: FastifyInstance, { authenticate }: Insp
 function formOf (body: unknown): Form | undefined {
   if (typeof body !== 'object' || body === null) return undefined
   const { scope = '', key, confirm = '' } = body as Record<string, unknown>
-  if (typeof key !== 'string' || key === '' || typeof scope !== 'string' || typeof confirm !== 'string') return undefined
+  if (typeof key !== 'string' || key === '' || typeof scope !== 'string' || typeof confirm !== 'string') {
+    return undefined
+  }
   return { scope, key, confirm }
 }
 

@@ -5,11 +5,15 @@ import type { Answer, Order } from './events.ts'
 
 /** The lines that a reader wants to see, out of those that are sent. */
 export function headOf ({ key }: Order): string {
-  return ['POST /payments', 'Content-Type: application/json', ...(key === undefined ? [] : [`Idempotency-Key: ${key}`])].join('\n')
+  return [
+    'POST /payments', 'Content-Type: application/json', ...(key === undefined ? [] : [`Idempotency-Key: ${key}`])
+  ].join('\n')
 }
 
 /** `undefined` when no answer came. */
-export async function send (port: number, number: number, { key, body, fault, ask, step }: Order): Promise<Answer | undefined> {
+export async function send (
+  port: number, number: number, { key, body, fault, ask, step }: Order
+): Promise<Answer | undefined> {
   const request = open({
     port,
     host: '127.0.0.1',

@@ -8,13 +8,23 @@ import { Stage } from './stage.ts'
 
 // The page needs no compiler: it is served from the sources, from where this file was compiled, too.
 const folder = new URL('page/', import.meta.url.replace('/.build/', '/'))
-const TYPES: Record<string, string> = { html: 'text/html', css: 'text/css', js: 'text/javascript', svg: 'image/svg+xml' }
+const TYPES: Record<string, string> = {
+  html: 'text/html', css: 'text/css', js: 'text/javascript', svg: 'image/svg+xml'
+}
 const SAFE = { 'content-security-policy': "default-src 'self'", 'cache-control': 'no-cache' }
 
 const ORDER = {
   type: 'object',
   required: ['order', 'to', 'body'],
-  properties: { order: { type: 'string' }, to: { enum: ['a', 'b'] }, key: { type: 'string' }, body: { type: 'string' }, fault: { enum: ['lose', 'fail', 'die-before', 'die-after'] }, ask: { type: 'boolean' }, step: { type: 'boolean' } }
+  properties: {
+    order: { type: 'string' },
+    to: { enum: ['a', 'b'] },
+    key: { type: 'string' },
+    body: { type: 'string' },
+    fault: { enum: ['lose', 'fail', 'die-before', 'die-after'] },
+    ask: { type: 'boolean' },
+    step: { type: 'boolean' }
+  }
 }
 
 export async function playground (app: FastifyInstance): Promise<void> {
@@ -25,7 +35,10 @@ export async function playground (app: FastifyInstance): Promise<void> {
     const type = TYPES[file.slice(file.lastIndexOf('.') + 1)]
     if (type === undefined) continue
     const content = readFileSync(new URL(file, folder))
-    app.get(file === 'index.html' ? '/' : `/playground/${file}`, async (_request, reply) => await reply.headers(SAFE).type(`${type}; charset=utf-8`).send(content))
+    app.get(
+      file === 'index.html' ? '/' : `/playground/${file}`,
+      async (_request, reply) => await reply.headers(SAFE).type(`${type}; charset=utf-8`).send(content)
+    )
   }
 
   app.get('/playground/events', async (_request, reply) => {
@@ -42,7 +55,8 @@ export async function playground (app: FastifyInstance): Promise<void> {
     watching.delete(reply.raw)
   })
 
-  app.post<{ Body: Order }>('/playground/requests', { schema: { body: ORDER }, config: { idempotency: false } }, async request => (
+  const route = { schema: { body: ORDER }, config: { idempotency: false as const } }
+  app.post<{ Body: Order }>('/playground/requests', route, async request => (
     await stage.send(request.body) ?? { status: 0 }
   ))
 

@@ -17,7 +17,9 @@ const WORK = 400
 
 process.on('disconnect', () => process.exit())
 const call = createCaller()
-const tell = (request: number, what: string, more: object): void => { call('tell', { request, what, ...more }).catch(() => {}) }
+const tell = (request: number, what: string, more: object): void => {
+  call('tell', { request, what, ...more }).catch(() => {})
+}
 
 for (const event of IDEMPOTENCY_EVENTS) {
   subscribe(`fastify-idempotency:${event}`, message => {

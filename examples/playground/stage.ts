@@ -49,7 +49,11 @@ export class Stage extends EventEmitter<{ happening: [Happening] }> {
     if (key !== undefined) this.#orders.set(storeKey(PREFIX, undefined, key), order)
     this.#tell({ order, request, what: 'sent', to, head: headOf(given), body, lose: fault === 'lose' })
     const answer = await send(port, request, given)
-    this.#tell({ order, request, ...(answer === undefined ? { what: 'lost', dead: fault !== 'lose' } : { what: 'answered', ...answer }) })
+    this.#tell({
+      order,
+      request,
+      ...(answer === undefined ? { what: 'lost', dead: fault !== 'lose' } : { what: 'answered', ...answer })
+    })
     return answer
   }
 

@@ -9,7 +9,8 @@ import type { StoreBinding } from '../stores/contract.ts'
  * Over: `completed` and `released`, until a later onSend hook fails and the reply is another; `superseded` (another
  * request has the key) and `given-up` for good.
  */
-export type LeaseState = 'held' | 'collecting' | 'committing' | 'backlogged' | 'completed' | 'released' | 'superseded' | 'given-up'
+export type LeaseState =
+  | 'held' | 'collecting' | 'committing' | 'backlogged' | 'completed' | 'released' | 'superseded' | 'given-up'
 
 /** What may follow each state. */
 export const TRANSITIONS: Readonly<Record<LeaseState, readonly LeaseState[]>> = {

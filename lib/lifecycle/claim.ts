@@ -89,8 +89,8 @@ function withScope (exchange: Exchange, key: string, scope: string | undefined, 
 
 function keyMissing ({ key, keyName }: RouteConfig, { method }: FastifyRequest): IdempotencyError {
   return new IdempotencyError('idempotency_key_missing',
-    `This ${method} requires ${key === undefined ? `the ${keyName} header` : `an ${keyName}`}. Send a fresh value, such as a UUID, for each ` +
-    'operation, and the same one with each retry.')
+    `This ${method} requires ${key === undefined ? `the ${keyName} header` : `an ${keyName}`}. ` +
+    'Send a fresh value, such as a UUID, for each operation, and the same one with each retry.')
 }
 
 /** Refuses a request without its key before anything else is done for it. */
@@ -111,7 +111,9 @@ function claim (exchange: Exchange, done: Done): void {
   new Question(exchange, claimed, done).ask()
 }
 
-function claimed (exchange: Exchange, error: Error | null, found: StoreClaim | undefined, sent: number, done: Done): void {
+function claimed (
+  exchange: Exchange, error: Error | null, found: StoreClaim | undefined, sent: number, done: Done
+): void {
   if (error !== null) storeFailed(exchange, error, done)
   else granted(exchange, found as StoreClaim, sent, done)
 }

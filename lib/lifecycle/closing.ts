@@ -18,7 +18,8 @@ export function addCloseHooks (core: Core, instance: FastifyInstance): void {
     const leases = renewals.all()
     const ids = [...leases.map(({ holder }) => holder.id), ...backlog.stop()]
     if (ids.length > 0) {
-      instance.log.warn({ ids }, `app.close(): ${ids.length} idempotency ${ids.length === 1 ? 'key is' : 'keys are'} left ` +
+      const keys = ids.length === 1 ? 'key is' : 'keys are'
+      instance.log.warn({ ids }, `app.close(): ${ids.length} idempotency ${keys} left ` +
         `after ${closeTimeout} ms, and free when their leases end: ${ids.join(', ')}`)
     }
     for (const lease of leases) {

@@ -57,7 +57,8 @@ function bytesOf (value: unknown): Buffer | undefined {
 
 function refusal (exchange: Exchange): Error {
   const { request, id } = exchange
-  const message = `fastify-idempotency: the request body of ${request.method} ${String(request.routeOptions.url)} was ` +
+  const route = `${request.method} ${String(request.routeOptions.url)}`
+  const message = `fastify-idempotency: the request body of ${route} was ` +
     'read before the plugin could see it, so that its retries cannot be told. Keep its bytes as request.rawBody, or ' +
     'say what makes two requests the same with the option "fingerprint"'
   request.log.error({ idempotencyId: id }, message)

@@ -22,9 +22,9 @@ export function addInstanceHooks (core: Core, instance: FastifyInstance): void {
   if (!mayHaveEarlyRoutes(instance)) return
   const listed = listEarlyRoutes(core, instance)
   if (listed.length > 0) {
-    instance.log.info({ routes: listed }, 'idempotency: these routes were declared before the plugin was loaded. Those ' +
-      'of them that take part are served by hooks of the instance; `await app.register(idempotency)` before them ' +
-      'would be better: it costs less, and hook: \'preHandler\' and OpenAPI need it')
+    instance.log.info({ routes: listed }, 'idempotency: these routes were declared before the plugin was loaded. ' +
+      'Those of them that take part are served by hooks of the instance; `await app.register(idempotency)` before ' +
+      'them would be better: it costs less, and hook: \'preHandler\' and OpenAPI need it')
   }
   const routes = new EarlyRoutes(core, instance)
   const tracing = new HandlerTracing(core)

@@ -49,8 +49,8 @@ export class StartupWarnings {
     warn(({ afterOurs }) => afterOurs > this.#added, 'the response of these routes is kept before their own ' +
       'onSend hooks, which act on replays once more; register fastify-idempotency before @fastify/compress')
     warn(knowsCallersByCookie, 'a cookie or session plugin is there, and these routes have no "scope": callers told ' +
-      'apart by a cookie alone share the anonymous scope, and one may get another\'s response; set "scope" to a function ' +
-      "of the caller, or to 'credentials' where Authorization or x-api-key tells callers apart")
+      "apart by a cookie alone share the anonymous scope, and one may get another's response; set " +
+      "\"scope\" to a function of the caller, or to 'credentials' where Authorization or x-api-key tells callers apart")
     this.#seen = []
   }
 }

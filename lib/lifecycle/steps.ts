@@ -40,7 +40,8 @@ export class StepNames {
     // What stores keep as UTF-8 must come back as it was.
     if (typeof name !== 'string' || name === '' || Buffer.from(name).toString() !== name) {
       throw new TypeError(
-        `The name of a step must be a string that is not empty, got ${typeof name === 'string' ? JSON.stringify(name) : typeof name}`
+        'The name of a step must be a string that is not empty, ' +
+          `got ${typeof name === 'string' ? JSON.stringify(name) : typeof name}`
       )
     }
     if (this.#used.has(name)) {
@@ -143,7 +144,8 @@ export class Steps {
     const { core: { calls }, body, attempt, boundTo, storeKey } = this.#exchange
     if (!calls.recordsSteps) {
       throw new Error(
-        'fastify-idempotency: request.idempotency.step needs a store with the methods "record" and "recorded"; this one has not both'
+        'fastify-idempotency: request.idempotency.step needs a store with the methods "record" and "recorded"; ' +
+          'this one has not both'
       )
     }
     await new Promise<void>((resolve, reject) => body.arrive(error => error === undefined ? resolve() : reject(error)))
@@ -215,10 +217,12 @@ export class Steps {
       if (recording === undefined || recording.outcome === 'lost') return
       this.#known.set(name, recording.outcome === 'recorded' ? result : recording.result)
     }
-    const recording = await this.#ask<StoreRecording>('recorded', done => calls.record(storeKey, token, fingerprint, name, result, (error, recording) => {
-      note(recording)
-      done(error, recording)
-    }, (_error, late) => note(late)))
+    const recording = await this.#ask<StoreRecording>('recorded', done => {
+      calls.record(storeKey, token, fingerprint, name, result, (error, recording) => {
+        note(recording)
+        done(error, recording)
+      }, (_error, late) => note(late))
+    })
     if (recording.outcome !== 'lost') return recording
     if (!lease.isOver && lease.state !== 'committing') lease.lose()
     throw this.#lost(lease)

@@ -23,7 +23,8 @@ const TOLD: Record<IdempotencyErrorCode, Told> = {
     what: 'The first request with this key still runs; send the same again later.', retry: true
   },
   idempotency_outcome_unknown: {
-    what: 'The first request with this key was interrupted, or the result of one of its steps is not known; look whether it took effect.'
+    what: 'The first request with this key was interrupted, or the result of one of its steps is not known; ' +
+      'look whether it took effect.'
   },
   idempotency_response_unavailable: {
     what: 'The first request with this key was answered, but its response could not be kept.'
@@ -48,7 +49,9 @@ export function answersOf ({ route, profile, docsUrl }: Config): Map<number, Ans
       ...(codes.some(code => TOLD[code].retry)
         ? {
             'Retry-After': {
-              type: 'integer', minimum: 1, description: `Seconds; with ${codes.filter(code => TOLD[code].retry).join()}.`
+              type: 'integer',
+              minimum: 1,
+              description: `Seconds; with ${codes.filter(code => TOLD[code].retry).join()}.`
             }
           }
         : {}),

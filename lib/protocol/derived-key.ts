@@ -23,5 +23,6 @@ function uuidOf (text: string): string {
   // UTF-16 tells half surrogate pairs apart, which are all one in UTF-8.
   const hex = hash('sha256', Buffer.from(text, 'utf16le'), 'hex')
   const variant = (parseInt(hex.charAt(16), 16) & 3 | 8).toString(16)
-  return `${hex.slice(0, 8)}-${hex.slice(8, 12)}-8${hex.slice(13, 16)}-${variant}${hex.slice(17, 20)}-${hex.slice(20, 32)}`
+  const [third, fourth] = [`8${hex.slice(13, 16)}`, variant + hex.slice(17, 20)]
+  return `${hex.slice(0, 8)}-${hex.slice(8, 12)}-${third}-${fourth}-${hex.slice(20, 32)}`
 }

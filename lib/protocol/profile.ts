@@ -36,7 +36,8 @@ const ietf: Profile = {
     if (typeof item === 'string') return item
     throw new IdempotencyError(
       'idempotency_key_invalid',
-      `The ${headerName} header must be a String of RFC 9651: a value in double quotes, such as "8e03978e-40d5-43e8-bc93-6894a57f9324".`
+      `The ${headerName} header must be a String of RFC 9651: a value in double quotes, ` +
+        'such as "8e03978e-40d5-43e8-bc93-6894a57f9324".'
     )
   },
   // RFC 9651, section 3.3.3: printable ASCII in double quotes, a quote or a backslash behind a backslash.

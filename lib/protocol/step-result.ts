@@ -18,8 +18,9 @@ export type Jsonified<T> =
             : T extends { toJSON: (...args: never[]) => infer Json } ? Jsonified<Json>
               : T extends ReadonlyMap<unknown, unknown> | ReadonlySet<unknown> ? Record<never, never>
                 : T extends readonly unknown[] ? { -readonly [Index in keyof T]: Element<T[Index]> }
-                  : { -readonly [Name in keyof T as Kept<T, Name>]: Exclude<Jsonified<T[Name]>, undefined> | Missing<T, Name> }
+                  : { -readonly [Name in keyof T as Kept<T, Name>]: Member<T, Name> }
 
+type Member<T, Name extends keyof T> = Exclude<Jsonified<T[Name]>, undefined> | Missing<T, Name>
 /** `undefined` in an array becomes `null`. */
 type Element<T> = T extends undefined | symbol | ((...args: never[]) => unknown) ? null : Jsonified<T>
 type Kept<T, Name extends keyof T> = Name extends symbol ? never : [T[Name]] extends [

@@ -90,8 +90,9 @@ where key = $1::text and name in ('', $2::text) and (name = '' or expires_at > c
      */
     record: `
 update ${t} set result = decode($3::text, 'base64')
-where ctid = $4::text::tid and key = $1::text and name = $5::text and token = $2::text::uuid and (${hasOldSnapshot} or not exists (
-  select from ${t} f where f.key = $1::text and f.name = '' and f.token <> $2::text::uuid))
+where ctid = $4::text::tid and key = $1::text and name = $5::text and token = $2::text::uuid
+  and (${hasOldSnapshot} or not exists (
+    select from ${t} f where f.key = $1::text and f.name = '' and f.token <> $2::text::uuid))
 returning name`,
 
     /**
@@ -105,7 +106,8 @@ with lock as materialized (
 )
 ${insert}
 select $1::text, '', $2::text::uuid, $3::text::int, '', ${inMs('$4')} from lock
-on conflict (key, name) do update set token = excluded.token, attempt = excluded.attempt, expires_at = excluded.expires_at
+on conflict (key, name) do update set
+  token = excluded.token, attempt = excluded.attempt, expires_at = excluded.expires_at
 where e.token = excluded.token or e.attempt < excluded.attempt or e.token = nullif($6::text, '')::uuid
 returning name`,
 

@@ -16,7 +16,13 @@ interface App {
   go: () => void
 }
 interface Answer { status: number, replayed: boolean, body: Buffer, several: string | null, code: string | undefined }
-interface Setup { store: IdempotencyStore, storeTimeout?: number, pause?: boolean, route?: IdempotencyRouteOptions, handler?: (request: FastifyRequest, reply: FastifyReply) => unknown }
+interface Setup {
+  store: IdempotencyStore
+  storeTimeout?: number
+  pause?: boolean
+  route?: IdempotencyRouteOptions
+  handler?: (request: FastifyRequest, reply: FastifyReply) => unknown
+}
 
 const BYTES = Buffer.from(Array.from({ length: 100_000 }, (_, i) => i % 256))
 const succeed: NonNullable<Setup['handler']> = (_request, reply) => reply.code(201).header(

@@ -7,7 +7,7 @@ import { faulty, listen, type Faults } from '../fixtures/faulty.ts'
 
 t.teardown(stopRedis)
 
-t.test('G1: a request that was frozen for longer than its lease, after the claim, does not run if its key was taken over', async t => {
+t.test('G1: a request that was frozen after its claim does not run if its key was taken over', async t => {
   for (const taken of [true, false]) {
     const granted = gate()
     const go = gate()
@@ -62,7 +62,7 @@ for (const mode of STORES) {
     t.equal(await attempt('x-work'), 3)
   })
 
-  t.test(`a duplicate with another body is told mismatch at once by the process that runs the original (${mode})`, async t => {
+  t.test(`the process that runs the original tells a mismatch at once (${mode})`, async t => {
     const finish = gate()
     const entered = gate()
     const { post } = await start(

@@ -9,7 +9,7 @@ import { connect, startRedis } from '../fixtures/redis.ts'
 
 t.teardown(stopRedis)
 
-t.test('G6, G10: a claim that nobody uses is given back until the store takes it, so that no retry takes it for a dead holder\'s', async t => {
+t.test('G6, G10: a claim that nobody uses is given back until the store takes it', async t => {
   for (const tries of [1, 3]) {
     const faults: Faults = {}
     const store = faulty(faults)
@@ -49,7 +49,7 @@ t.test('G10: ten thousand outcomes that wait for a store that answers at once ar
   await until(async () => (await app.inject(last)).headers['idempotent-replayed'] === 'true', 'the last outcome')
 })
 
-t.test('G10: an outcome that Redis will never take, since it is too long, is known as done; others are kept beside it', async t => {
+t.test('G10: an outcome too long for Redis is known as done; others are kept beside it', async t => {
   const server = await startRedis()
   const redis = connect(server.port)
   t.teardown(async () => { redis.disconnect(); await server.stop() })

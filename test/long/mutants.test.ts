@@ -35,7 +35,9 @@ for (const mutant of MUTANTS) {
     t.ok(passed.some(isNamed(caught)), 'the test runs')
     t.same(failed, { assertions: [], timeouts: [], faults: [] }, 'and passes without the fault')
 
-    const { assertions, timeouts, faults } = await copies.runMutated(mutant, hangs === undefined ? TIMEOUT : SHORT_TIMEOUT)
+    const { assertions, timeouts, faults } = await copies.runMutated(
+      mutant, hangs === undefined ? TIMEOUT : SHORT_TIMEOUT
+    )
     t.comment(assertions.concat(timeouts).join(' | '))
     if (hangs === undefined) return t.not(assertions.length, 0, 'an assertion catches it', { timeouts, faults })
     t.same(assertions, [], 'no assertion catches it')

@@ -42,7 +42,15 @@ const FAULTS: Record<string, Fault> = {
   }
 }
 
-interface Row { fault: string, start: number, length: number, key: string, app: FastifyInstance, executions: number, outcomes: Set<string> }
+interface Row {
+  fault: string
+  start: number
+  length: number
+  key: string
+  app: FastifyInstance
+  executions: number
+  outcomes: Set<string>
+}
 
 const payload = (key: string) => ({ method: 'POST', url: '/', headers: { 'idempotency-key': key } } as const)
 

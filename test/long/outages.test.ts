@@ -7,7 +7,7 @@ import { fails, faulty, hangs, listen, type Faults } from '../fixtures/faulty.ts
 import { connect, startRedis } from '../fixtures/redis.ts'
 
 for (const answers of ['at once', 'later']) {
-  t.test(`G10: a kept response that cannot be sent is an error, and the process lives; the store answers ${answers}`, async t => {
+  t.test(`G10: a kept response that cannot be sent is an error; the store answers ${answers}`, async t => {
     const store = new MemoryStore()
     const claim = store.claim.bind(store)
     const damaged = (...args: Parameters<typeof claim>): StoreClaim => {
@@ -183,7 +183,7 @@ t.test('G10: while the lease cannot be renewed, no body is sent to the store aga
   await until(async () => (await app.idempotency.inspect({ key: 'k' }))?.state === 'completed', 'the response is kept')
 })
 
-t.test('G10: keeping in the background ends when the lease is truly lost, and not because the store has lost the record', async t => {
+t.test('G10: keeping in the background ends with the lease, not when the store loses the record', async t => {
   const faults: Faults = { complete: fails }
   const store = faulty(faults)
   const lost = listen(t, 'lease-lost')
@@ -343,7 +343,7 @@ t.test('G10: a claim that failed may have been granted all the same: it is given
   t.same((await post('k', '{}')).json(), { attempt: 1 }, 'nothing was executed before')
 })
 
-t.test('G10: outcomes that wait for the store are bounded: beyond 64 MiB without their bodies, then not at all', async t => {
+t.test('G10: outcomes that wait for the store are bounded: past 64 MiB without bodies, then not at all', async t => {
   // Renewals fail as well, or bodies that are refused again and again would be let go.
   const faults: Faults = { complete: fails, renew: fails }
   // Room for an outcome that is written twice.

@@ -244,7 +244,7 @@ for (const cell of MATRIX) {
   ))
 }
 
-t.test('G1, G2, G3: two processes on one Redis: one execution of many at once, and its replay from the other', async t => {
+t.test('G1, G2, G3: two processes on one Redis: one execution of many, replayed by the other', async t => {
   const { holder, other } = shared
   const first = await holder.post('k', '{"amount":1}')
   t.equal(first.status, 201)

@@ -121,7 +121,7 @@ t.test('charged twice: an expired key runs again with attempt 1', async t => {
   t.same(story('k'), ['executed 1', 'replayed 1', 'executed 1'])
 })
 
-t.test('charged twice: a record that was lost runs again with attempt 1: forgotten, pushed out, or never shared', async t => {
+t.test('charged twice: a lost record runs again with attempt 1: forgotten, pushed out, never shared', async t => {
   const { post, story, app } = await logged(
     t, { options: { store: new MemoryStore({ maxBytes: 1_000 }) }, routes: charge }
   )
@@ -152,7 +152,7 @@ t.test('charged twice: a record that was lost runs again with attempt 1: forgott
   }
 })
 
-t.test('charged twice: a full Redis that evicts runs a retry again; with noeviction it refuses new keys and answers retries', async t => {
+t.test('charged twice: a full Redis that evicts runs a retry again, with noeviction it answers it', async t => {
   const redis = await startRedis()
   const client = connect(redis.port)
   t.teardown(async () => { client.disconnect(); await redis.stop() })
@@ -227,7 +227,7 @@ t.test('charged twice: after a crash a retry takes the key over, with a warning,
   t.match(await api.app.idempotency.inspect({ key }), { state: 'completed', attempt: 2, status: 201 })
 })
 
-t.test('charged twice: a holder that stood still for a lease and goes on has lost it; its signal and the log say so', async t => {
+t.test('charged twice: a holder that stood still for a lease has lost it; signal and log say so', async t => {
   let now = 0
   const running = gate()
   let first: AbortSignal | undefined
@@ -296,7 +296,7 @@ t.test('409 in progress: while a response waits for the store, the log has an er
   await until(async () => (await post('k', '{}')).replayed, 'the response is kept')
 })
 
-t.test('409 in progress: after a crash the lease stands still; until then, or until it is forgotten, retries are refused', async t => {
+t.test('409 in progress: after a crash retries are refused until the lease ends or is forgotten', async t => {
   const { key, api: { app, post } } = await orphaned(t, { lease: 3_600_000 })
   const held = await app.idempotency.inspect({ key })
   t.match(held, { state: 'held', attempt: 1 })
@@ -308,7 +308,7 @@ t.test('409 in progress: after a crash the lease stands still; until then, or un
   t.match(await app.idempotency.inspect({ key }), { attempt: 1 }, 'counted anew')
 })
 
-t.test('409 mismatch: the message says whether body, method or URL differ; a multipart boundary does not count', async t => {
+t.test('409 mismatch: the message says what differs; a multipart boundary does not count', async t => {
   const { app, post, call, story } = await logged(t, {
     routes: app => {
       app.addContentTypeParser('multipart/form-data', { parseAs: 'buffer' }, (_request, body, done) => done(null, body))
@@ -393,7 +393,7 @@ t.test('409 response unavailable: a handler that ends after its handlerTimeout',
   t.match(await app.idempotency.inspect({ key: 'k' }), { replayable: false })
 })
 
-t.test('forget while a handler runs: a retry runs beside it, and its client gets what the retry was answered', async t => {
+t.test('forget while a handler runs: a retry runs beside it, and both clients get its answer', async t => {
   const running = gate()
   const signals: Array<AbortSignal | undefined> = []
   const { app, post, said } = await logged(t, {

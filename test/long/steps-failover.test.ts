@@ -38,7 +38,8 @@ for (const [lost, dies, executions, answers, asked] of [
   ['the record', false, ['holder 1'], FINISHED, 'charge 1, mail 1'],
   ['the claim', false, ['holder 1', 'other 2'], RUN_AGAIN, 'charge 1, mail 1']
 ] satisfies Array<[Lost, boolean, string[], string[], string]>) {
-  t.test(`G16, G17: a failover between two steps that loses ${lost}; the process ${dies ? 'dies too' : 'lives'}: ${asked}`, async t => {
+  const ends = dies ? 'dies too' : 'lives'
+  t.test(`G16, G17: a failover between two steps that loses ${lost}; the process ${ends}: ${asked}`, async t => {
     const { link, replica, failOver } = await startReplicated(t, way)
     const pair = { ...shared }
     if (dies) pair.holder = (await instances(t, ['holder'], way.port, options)).holder

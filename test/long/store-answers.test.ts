@@ -44,7 +44,7 @@ const TIMINGS = { 'at once': (answer: unknown) => answer, later: async (answer: 
 for (const mode of STORES) {
   for (const [timing, answer] of Object.entries(TIMINGS)) {
     for (const onStoreError of ['reject', 'bypass'] as const) {
-      t.test(`G1, G10: an answer to a claim that is none is a 503, and nothing runs; it comes ${timing}, ${onStoreError} (${mode})`, async t => {
+      t.test(`G1, G10: an answer to a claim that is none is a 503, ${timing}, ${onStoreError} (${mode})`, async t => {
         const broken = uncaught(t)
         let runs = 0
         let next: unknown
@@ -61,7 +61,7 @@ for (const mode of STORES) {
       })
     }
 
-    t.test(`G10: an answer to an outcome that is none is told, and tried again; it comes ${timing} (${mode})`, async t => {
+    t.test(`G10: an answer to an outcome that is none is told, and tried again, ${timing} (${mode})`, async t => {
       const broken = uncaught(t)
       const errors = listen(t, 'store-error')
       let runs = 0
@@ -97,7 +97,7 @@ for (const mode of STORES) {
     })
   }
 
-  t.test(`G10: a watch that gives no function, or a promise, or throws, is a store that is polled (${mode})`, async t => {
+  t.test(`G10: a store whose watch throws, or gives no function, is polled (${mode})`, async t => {
     const broken = uncaught(t)
     const watches: Record<string, () => unknown> = {
       'gives nothing': () => undefined,

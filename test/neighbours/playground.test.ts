@@ -32,7 +32,8 @@ t.test('G1, G3: a retry gets the same answer, here and elsewhere; another body d
   await person.press('Pay', 'Retry', 'Retry elsewhere', 'Change the amount')
   t.same(await person.sentences(4), [
     '1 A took the key, ran the payment and charged the card. The answer is kept. 201',
-    `2 A found the key completed and sent its own answer again. ${NOT} Same body as answer 1, byte for byte. 201 replayed`,
+    `2 A found the key completed and sent its own answer again. ${NOT} Same body as answer 1, ` +
+      'byte for byte. 201 replayed',
     `3 B found the key completed and sent A's answer again. ${NOT} Same body as answer 1, byte for byte. 201 replayed`,
     `4 A found the key used for another body: a clear 409, and nothing ran. ${NOT} 409`
   ])
@@ -67,7 +68,8 @@ t.test('G1: a double click charges once', async t => {
   t.match(
     third,
     new RegExp(
-      `^3 ${loser} found the key completed and sent ${winner}'s answer again. ${NOT} Same body as answer . byte for byte. 201 replayed$`.replace('. byte', '., byte')
+      `^3 ${loser} found the key completed and sent ${winner}'s answer again. ${NOT} ` +
+        'Same body as answer ., byte for byte. 201 replayed$'
     )
   )
   t.same(await person.card(), ['Charged once.', `by ${winner} €42.00`])
@@ -90,8 +92,10 @@ t.test('G7: an answer that is lost on the way is sent again; by keyboard alone',
   )
   await page.keyboard.press('Enter')
   t.same(await person.sentences(2), [
-    '1 A charged the card and answered, but the connection broke on the way back. The client does not know that it has paid. no answer',
-    `2 A found the key completed and sent its own answer again. ${NOT} It names ${await page.getByText(/^ch_/).first().innerText()}, the charge that was made. 201 replayed`
+    '1 A charged the card and answered, but the connection broke on the way back. The client does not know that it ' +
+      'has paid. no answer',
+    '2 A found the key completed and sent its own answer again. ' +
+      `${NOT} It names ${await page.getByText(/^ch_/).first().innerText()}, the charge that was made. 201 replayed`
   ])
   await person.rest()
   t.equal(await focused(), 'Lose the answer', 'the focus stays where it was')
@@ -127,18 +131,22 @@ for (const [name, button, asks, sentences, card, next] of [
   ], ['Charged once.', 'by B €42.00'], 'after'],
   ['after', 'Kill A after the charge', false, [
     `1 A was killed after it had charged the card, before it could answer. ${KILLED}`,
-    'The lease had run out, so B took the key over: attempt 2. It ran the payment and charged the card a second time. 201'
+    'The lease had run out, so B took the key over: attempt 2. It ran the payment and charged ' +
+      'the card a second time. 201'
   ], ['Charged twice for one order.', 'by A €42.00', 'by B €42.00'], 'step'],
   ['ask', 'Kill A after the charge', true, [
     `1 A was killed after it had charged the card, before it could answer. ${KILLED}`,
-    'The lease had run out, so B took the key over: attempt 2. It asked the provider, found the charge of the attempt before, and did not charge the card again. 201'
+    'The lease had run out, so B took the key over: attempt 2. It asked the provider, ' +
+      'found the charge of the attempt before, and did not charge the card again. 201'
   ], ['Charged once.', 'by A €42.00'], 'without'],
   ['step', 'Kill A after the step', false, [
     `1 A charged the card in a step, and the step was recorded; then it was killed, before it could answer. ${KILLED}`,
-    'The lease had run out, so B took the key over: attempt 2. It found the step recorded, went on after it without asking the provider, and answered. 201'
+    'The lease had run out, so B took the key over: attempt 2. It found the step recorded, ' +
+      'went on after it without asking the provider, and answered. 201'
   ], ['Charged once.', 'by A €42.00'], 'ask']
 ] as const) {
-  t.test(`${name === 'step' ? 'G16' : 'G5'}: ${button}${asks ? ', and the handler asks the provider first' : ''}`, { buffered: true }, async t => {
+  const title = `${name === 'step' ? 'G16' : 'G5'}: ${button}${asks ? ', and the handler asks the provider first' : ''}`
+  t.test(title, { buffered: true }, async t => {
     const server = await startExample(t, process.execPath, '.build/examples/server.js')
     const person = await Person.open(t, browser, server.url)
     if (asks) await person.turnOn(/^Ask the provider first/)
@@ -171,9 +179,11 @@ t.test('without a key every retry charges', async t => {
   await person.turnOn(/^Without idempotency key/)
   await person.press('Lose the answer', 'Retry')
   t.same(await person.sentences(3), [
-    '1 A charged the card and answered, but the connection broke on the way back. The client does not know that it has paid. no answer',
+    '1 A charged the card and answered, but the connection broke on the way back. The client does not know that it ' +
+      'has paid. no answer',
     '2 A ran the payment and charged the card a second time. Without a key it is just another payment. 201',
-    '3 A ran the payment and charged the card yet again. Without a key it is just another payment. Not the body of answer 2: another charge. 201'
+    '3 A ran the payment and charged the card yet again. Without a key it is just another payment. ' +
+      'Not the body of answer 2: another charge. 201'
   ])
   t.same(await person.card(), ['Charged 3 times for one order.', 'by A €42.00', 'by A €42.00', 'by A €42.00'])
   await person.snap('without')

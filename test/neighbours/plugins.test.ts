@@ -107,7 +107,7 @@ t.test('G12: a start-up warning tells of hooks that a later plugin has put behin
   t.same(await build('after', 'onRequest'), [], 'an earlier stage is another matter')
 })
 
-t.test('G13: a start-up warning tells of onSend hooks that act on replays since @fastify/compress came first', async t => {
+t.test('G13: a start-up warning tells of onSend hooks that act on replays after @fastify/compress', async t => {
   const build = (first: unknown[], late: unknown[], hooks: object) => warningsOf(async (app, register) => {
     for (const plugin of first) await app.register(plugin as typeof compress)
     await register()

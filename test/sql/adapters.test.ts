@@ -12,14 +12,18 @@ interface Setup { url: string, adapted: Adapted }
 async function setUp (t: Test, { make }: Adapter, port?: number): Promise<Setup> {
   const server = await postgresServer()
   const url = await newDatabase(server)
-  const adapted = await make(port === undefined ? url : url.replace(`:${server.port}/`, `:${port}/`), { idleTimeout: 10_000 })
+  const adapted = await make(
+    port === undefined ? url : url.replace(`:${server.port}/`, `:${port}/`), { idleTimeout: 10_000 }
+  )
   t.teardown(async () => { await adapted.end() })
   return { url, adapted }
 }
 
 /** Each with a store of its own: nothing but the database keeps them apart. */
 async function strangers (t: Test, count: number, routes: Parameters<typeof startApp>[2]): Promise<SqlApp[]> {
-  return await Promise.all(Array.from({ length: count }, async () => await startApp(t, { store: new MemoryStore() }, routes)))
+  return await Promise.all(
+    Array.from({ length: count }, async () => await startApp(t, { store: new MemoryStore() }, routes))
+  )
 }
 
 for (const adapter of ADAPTERS) {
@@ -88,7 +92,7 @@ for (const adapter of ADAPTERS) {
       t.same(await run(url, 'select n from stock'), [{ n: 8 }])
     })
 
-    await t.test('a session ended by the server in the work ends neither the process nor the connection pool', async t => {
+    await t.test('a session that the server ends in the work ends neither process nor pool', async t => {
       const { url, adapted: { once } } = await setUp(t, adapter)
       let kill = true
       const { post } = await startApp(t, { store: new MemoryStore() }, app => {

@@ -16,7 +16,7 @@ function error (...fields: string[]): string {
   return `E\0\0\0${String.fromCharCode(text.length + 4)}${text}`
 }
 
-t.test('G18: a session that the server ends in the breath in which it begins is an error, and ends no process', async t => {
+t.test('G18: a session that the server ends as it begins is an error, and ends no process', async t => {
   const server = createServer(socket => {
     socket.on('error', () => {}).once('data', () => socket.end(SAID))
   }).listen(0, '127.0.0.1')

@@ -1,7 +1,7 @@
 import t from 'tap'
 import { isRolledBack, isSerializationFailure, sqlStateOf } from '../../lib/sql/database.ts'
 
-t.test('G18: the SQLSTATE of an error is found in what libraries put around it, and nothing else is taken for one', async t => {
+t.test('G18: the SQLSTATE of an error is found in what libraries put around it, and nowhere else', async t => {
   const cases: Array<[unknown, string | undefined]> = [
     [{ code: '40001' }, '40001'],
     [{ code: 'P0001' }, 'P0001'],
@@ -25,6 +25,8 @@ t.test('G18: the SQLSTATE of an error is found in what libraries put around it, 
 
 t.test('G18: what an error in the place of COMMIT\'s answer says', async t => {
   for (const state of ['23505', '23514', '40001', 'P0001', '25P02']) t.ok(isRolledBack(state), state)
-  for (const state of [undefined, '57P01', '57P02', '08006', '08003', '58030', 'XX000', '40003']) t.notOk(isRolledBack(state), String(state))
+  for (const state of [undefined, '57P01', '57P02', '08006', '08003', '58030', 'XX000', '40003']) {
+    t.notOk(isRolledBack(state), String(state))
+  }
   t.same(['40001', '40P01', '40003', undefined].map(isSerializationFailure), [true, true, false, false])
 })

@@ -91,11 +91,16 @@ async function play (t: Test, fault: string, level: Level): Promise<void> {
   const postgres = await newDatabase(server)
   const options: Options = { redis: redisServer.port, postgres, lease: LEASE, idleTimeout, level }
   const instances = [new Instance(t, options), new Instance(t, options)] as const
-  const [holder, other] = await Promise.all(instances.map(async instance => await instance.listening())) as [Instance, Instance]
+  const [holder, other] = await Promise.all(
+    instances.map(async instance => await instance.listening())
+  ) as [Instance, Instance]
 
   const standing = await Promise.all(STEPS.map(async step => await holder.postUpTo(step, keyOf(step))))
   const answers = standing.map(({ answer }) => answer)
-  await happens({ holder, other, server, redis, answers, go: async () => { await Promise.all(standing.map(async ({ go }) => await go())) } })
+  const go = async (): Promise<void> => {
+    await Promise.all(standing.map(async ({ go }) => await go()))
+  }
+  await happens({ holder, other, server, redis, answers, go })
 
   const rows = await run(postgres, 'select key, id, attempt from effects order by id')
   for (const [index, step] of STEPS.entries()) {
@@ -105,14 +110,20 @@ async function play (t: Test, fault: string, level: Level): Promise<void> {
     const effects = (await run(postgres, 'select id, attempt from effects where key = $1', [key]))
     t.equal(effects.length, 1, `${step}: one row`)
     t.equal(last, `200 ${JSON.stringify(effects[0])}`, `${step}: the answer is the row's`)
-    t.match(first, first.startsWith('200') ? last : /^(none|500|409 idempotency_in_progress)$/, `${step}: ${first.slice(0, 30)}, then ${last}`)
-    t.comment(`| ${step} | ${fault}, ${level} | 1 | ${first.startsWith('200') ? 'the result' : first}, then the result of attempt ${String(effects[0]?.['attempt'])} |`)
+    t.match(
+      first,
+      first.startsWith('200') ? last : /^(none|500|409 idempotency_in_progress)$/,
+      `${step}: ${first.slice(0, 30)}, then ${last}`
+    )
+    t.comment(`| ${step} | ${fault}, ${level} | 1 | ${first.startsWith('200') ? 'the result' : first}, ` +
+      `then the result of attempt ${String(effects[0]?.['attempt'])} |`)
   }
   t.ok(rows.length <= STEPS.length)
 }
 
 // All of them at each level take minutes: TEST_ALL=1.
-const levels = (index: number): Level[] => process.env['TEST_ALL'] === undefined ? [LEVELS[index % LEVELS.length] as Level] : LEVELS
+const levels = (index: number): Level[] =>
+  process.env['TEST_ALL'] === undefined ? [LEVELS[index % LEVELS.length] as Level] : LEVELS
 
 for (const [index, fault] of Object.keys(FAULTS).entries()) {
   for (const level of levels(index)) {

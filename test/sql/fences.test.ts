@@ -6,7 +6,9 @@ import { MemoryStore, type IdempotencyStore } from '../../lib/index.ts'
 import { transactions, viaPg, type Database, type PgTransactionOptions, type Transaction } from '../../lib/sql.ts'
 import { gate, type Gate } from '../fixtures/app.ts'
 import { LEVELS, type Level } from './fixtures/adapters.ts'
-import { newDatabase, poolOf, postgresServer, run, startApp, stopPostgres, untilWaiting, type SqlApp } from './fixtures/app.ts'
+import {
+  newDatabase, poolOf, postgresServer, run, startApp, stopPostgres, untilWaiting, type SqlApp
+} from './fixtures/app.ts'
 
 /** Once a later execution has entered its first transaction, no earlier one can commit any more. */
 
@@ -22,7 +24,9 @@ class Takeover implements Pick<IdempotencyStore, 'claim'> {
     this.attempt = attempt
   }
 
-  async claim (...[key, request]: Parameters<MemoryStore['claim']>): Promise<Awaited<ReturnType<IdempotencyStore['claim']>>> {
+  async claim (
+    ...[key, request]: Parameters<MemoryStore['claim']>
+  ): Promise<Awaited<ReturnType<IdempotencyStore['claim']>>> {
     this.store.remove(key)
     this.store.claim(key, request)
     return { outcome: 'acquired', attempt: this.attempt, takeover: true }
@@ -45,7 +49,13 @@ type Once = Transaction<pg.PoolClient, PgTransactionOptions>
 const insert = async (tx: pg.PoolClient, name: string): Promise<number> =>
   Number((await tx.query('insert into effects (key, name) values ($1, $1) returning id', [name])).rows[0].id)
 
-interface World { url: string, store: MemoryStore, api: (transaction: Once, store?: IdempotencyStore) => Promise<SqlApp>, hold: Gate, inside: Gate }
+interface World {
+  url: string
+  store: MemoryStore
+  api: (transaction: Once, store?: IdempotencyStore) => Promise<SqlApp>
+  hold: Gate
+  inside: Gate
+}
 
 /** `x-names: a,b`: a transaction of each name; the one that is called `held` waits inside. */
 async function world (t: Test, level: Level = 'read committed'): Promise<World> {
@@ -77,11 +87,12 @@ async function world (t: Test, level: Level = 'read committed'): Promise<World> 
   }
 }
 
-const code = (answer: { status: number, text: string }): string => /idempotency_\w+/.exec(answer.text)?.[0] ?? `${answer.status}`
+const code = (answer: { status: number, text: string }): string =>
+  /idempotency_\w+/.exec(answer.text)?.[0] ?? `${answer.status}`
 const named = (names: string): { headers: Record<string, string> } => ({ headers: { 'x-names': names } })
 
 for (const level of LEVELS) {
-  t.test(`G18: a later execution waits for the transaction that is open, and then reads its result, ${level}`, async t => {
+  t.test(`G18: a later execution waits for the open transaction, and then reads its result, ${level}`, async t => {
     const { url, store, api, hold, inside } = await world(t, level)
     const transaction = transactions(viaPg(poolOf(t, url)))
     const early = await api(transaction)
@@ -108,7 +119,9 @@ for (const level of LEVELS) {
     hold.open()
     t.same((await second).text, '[1,2]')
     await first
-    t.same(await run(url, 'select name, count(*)::int from effects group by name order by name'), [{ name: 'held', count: 1 }, { name: 'more', count: 1 }])
+    t.same(await run(url, 'select name, count(*)::int from effects group by name order by name'), [
+      { name: 'held', count: 1 }, { name: 'more', count: 1 }
+    ])
   })
 
   t.test(`G18: a late execution whose snapshot is older than the fence cannot commit, ${level}`, async t => {
@@ -179,7 +192,8 @@ t.test('G18: a fence met at RECORD: the store is asked once, and the work runs a
   const first = early.post('k', '{}', named('held'))
   await inside.promise
   // As if it had come between the start of OPEN and its lock.
-  const fence = "insert into idempotency_transactions (key, name, token, attempt, fingerprint, expires_at) select key, '', $1, 2, '', now() + interval '1 h' from (select $2::text as key) k"
+  const fence = 'insert into idempotency_transactions (key, name, token, attempt, fingerprint, ' +
+    "expires_at) select key, '', $1, 2, '', now() + interval '1 h' from (select $2::text as key) k"
   await run(url, fence, [randomUUID(), idOf(undefined, 'k')])
   hold.open()
   t.equal((await first).text, '[2]', 'it holds the key: once more, the first try was rolled back')

@@ -24,14 +24,18 @@ async function pair (t: Test, settings: string[] = []): Promise<Pair> {
   const way = await startProxy(primary.port)
   t.teardown(way.stop)
   await run(primary.url, PostgresStore.schema)
-  const app = await faultApp(t, primary.url.replace(`:${primary.port}/`, `:${way.port}/`), { storeTimeout: 1_500, lease: 60_000 })
+  const app = await faultApp(
+    t, primary.url.replace(`:${primary.port}/`, `:${way.port}/`), { storeTimeout: 1_500, lease: 60_000 }
+  )
   return { primary, standby, link, way, app }
 }
 
 async function caughtUp ({ primary, standby }: Pair): Promise<void> {
   const [{ lsn }] = await run(primary.url, 'select pg_current_wal_lsn()::text as lsn') as [{ lsn: string }]
   for (;;) {
-    const [{ there }] = await run(standby.url, 'select pg_last_wal_replay_lsn() >= $1::pg_lsn as there', [lsn]) as [{ there: boolean }]
+    const [{ there }] = await run(
+      standby.url, 'select pg_last_wal_replay_lsn() >= $1::pg_lsn as there', [lsn]
+    ) as [{ there: boolean }]
     if (there) return
     await new Promise(resolve => setTimeout(resolve, 10))
   }
@@ -84,8 +88,16 @@ t.test('G1, G3, G10: with a synchronous standby nothing runs that a failover cou
 })
 
 /** As the first release writes it: a row of the golden form must be read for as long as rows live. */
-const GOLDEN = '3133323031303030303333323a6670333a782d61343d36513d3d31303a7365742d636f6f6b6965333a613d3131303a7365742d636f6f6b6965333a623d32c3bc7b7d'
-const OUTCOME = { fingerprint: 'fp', status: 201, replayable: true, headers: [['x-a', 'é'], ['set-cookie', ['a=1', 'b=2']]], body: 'ü{}', text: true }
+const GOLDEN = '3133323031303030303333323a6670333a782d61343d36513d3d31303a7365742d636f6f6b6965333a613d31' +
+  '31303a7365742d636f6f6b6965333a623d32c3bc7b7d'
+const OUTCOME = {
+  fingerprint: 'fp',
+  status: 201,
+  replayable: true,
+  headers: [['x-a', 'é'], ['set-cookie', ['a=1', 'b=2']]],
+  body: 'ü{}',
+  text: true
+}
 
 t.test('two builds side by side: rows of the recorded form are read, and those of another are a 503', async t => {
   const url = await newDatabase(await postgresServer())
@@ -94,7 +106,8 @@ t.test('two builds side by side: rows of the recorded form are read, and those o
   const put = async (key: string, state: string, outcome: string | null): Promise<void> => {
     await run(url, `insert into idempotency_keys
       (key, state, token, attempt, taken_over, since, lease_ends_at, expires_at, fingerprint, steps, outcome)
-      values ($1, $2, 't', 2, false, now(), now() + interval '1 hour', now() + interval '1 hour', 'fp', $3, decode($4, 'hex'))`,
+      values ($1, $2, 't', 2, false, now(), now() + interval '1 hour', now() + interval '1 hour', 'fp', $3,
+        decode($4, 'hex'))`,
     [key, state, state === 'c' ? null : '{"c3RlcA==": ["MQ=="], "YmVndW4=": []}', outcome])
   }
   const request = { token: 'u', lease: 1_000, ttl: 1_000, takeover: true }
@@ -103,11 +116,16 @@ t.test('two builds side by side: rows of the recorded form are read, and those o
   t.same(completed, { outcome: 'completed', attempt: 2, result: OUTCOME })
   await put('held', 'h', null)
   t.same(await app.store.claim('held', request), { outcome: 'held', attempt: 2, fingerprint: 'fp' })
-  t.same((await app.store.recorded('held')).sort((a, b) => a.name < b.name ? -1 : 1), [{ name: 'begun', result: undefined }, { name: 'step', result: '1' }])
+  const steps = (await app.store.recorded('held')).sort((a, b) => a.name < b.name ? -1 : 1)
+  t.same(steps, [{ name: 'begun', result: undefined }, { name: 'step', result: '1' }])
   await put('freed', 'f', null)
-  t.same(await app.store.claim('freed', request), { outcome: 'acquired', attempt: 3, takeover: false, fingerprint: 'fp' })
+  t.same(await app.store.claim('freed', request), {
+    outcome: 'acquired', attempt: 3, takeover: false, fingerprint: 'fp'
+  })
 
-  const other = { state: ['z', null], version: ['c', `39${GOLDEN.slice(2)}`], 'cut off': ['c', GOLDEN.slice(0, 20)] } as const
+  const other = {
+    state: ['z', null], version: ['c', `39${GOLDEN.slice(2)}`], 'cut off': ['c', GOLDEN.slice(0, 20)]
+  } as const
   for (const [what, [state, outcome]] of Object.entries(other)) {
     await put(storeKey('p:', undefined, what), state, outcome)
     t.equal(seen(await app.post(what, '{}')), UNAVAILABLE, what)
@@ -119,16 +137,23 @@ for (const level of ['repeatable read', 'serializable']) {
   t.test(`G1, G16: a database whose transactions are ${level} unless told otherwise`, async t => {
     const url = await newDatabase(await postgresServer())
     await run(url, PostgresStore.schema)
-    const pool = new pg.Pool({ connectionString: url, max: 20, options: `-c default_transaction_isolation=${level.replace(' ', '\\ ')}` })
+    const pool = new pg.Pool(
+      { connectionString: url, max: 20, options: `-c default_transaction_isolation=${level.replace(' ', '\\ ')}` }
+    )
     t.teardown(async () => { await pool.end() })
-    t.equal((await pool.query<Record<string, string>>('show transaction_isolation')).rows[0]?.['transaction_isolation'], level)
+    const shown = await pool.query<Record<string, string>>('show transaction_isolation')
+    t.equal(shown.rows[0]?.['transaction_isolation'], level)
     const store = new PostgresStore(pool)
     const request = { lease: 10_000, ttl: 60_000, takeover: true }
     for (let round = 0; round < 20; round++) {
-      const claims = await Promise.all(Array.from({ length: 20 }, async (_, i) => await store.claim(`k${round}`, { ...request, token: `${i}` })))
+      const claims = await Promise.all(
+        Array.from({ length: 20 }, async (_, i) => await store.claim(`k${round}`, { ...request, token: `${i}` }))
+      )
       t.equal(claims.filter(({ outcome }) => outcome === 'acquired').length, 1)
       const token = String(claims.findIndex(({ outcome }) => outcome === 'acquired'))
-      const answers = await Promise.all(Array.from({ length: 10 }, async (_, i) => await store.record(`k${round}`, token, 'f', 'step', `${i}`)))
+      const answers = await Promise.all(
+        Array.from({ length: 10 }, async (_, i) => await store.record(`k${round}`, token, 'f', 'step', `${i}`))
+      )
       t.equal(answers.filter(({ outcome }) => outcome === 'recorded').length, 1)
     }
   })

@@ -117,7 +117,9 @@ for (const operation of OPERATIONS) {
     // Connections are open: a frozen server still takes new ones, and answers none.
     await app.post('before', '{}')
     const counted = app.runs()
-    const pids = (await app.pool.query<{ pid: number }>('select pid from pg_stat_activity where datname = current_database()')).rows
+    const pids = (await app.pool.query<{ pid: number }>(
+      'select pid from pg_stat_activity where datname = current_database()'
+    )).rows
     const all = [server.pid, ...pids.map(({ pid }) => pid)]
     const path = PATHS[operation]
     const stop = app.stopAt(operation)
@@ -139,7 +141,7 @@ for (const operation of OPERATIONS) {
   })
 }
 
-t.test('G10: with every connection of the pool lent to somebody else nothing runs, and a response is kept when one is back', async t => {
+t.test('G10: with every connection of the pool lent nothing runs; a response is kept when one is back', async t => {
   const url = await databaseWithTable(await durable())
   const app = await faultApp(t, url, { storeTimeout: 300 }, { max: 1 })
   const stop = app.stopAt('complete')
@@ -176,7 +178,9 @@ for (const lose of ['requests', 'replies'] as const) {
     const direct = await databaseWithTable(server)
     const proxy = await startProxy(server.port)
     t.teardown(proxy.stop)
-    const app = await faultApp(t, direct.replace(`:${server.port}/`, `:${proxy.port}/`), { storeTimeout: 300 }, { max: 2, query_timeout: 500 })
+    const app = await faultApp(
+      t, direct.replace(`:${server.port}/`, `:${proxy.port}/`), { storeTimeout: 300 }, { max: 2, query_timeout: 500 }
+    )
     const stop = app.stopAt('complete')
     const first = app.post('k', '{}')
     await stop.reached.promise
@@ -195,14 +199,18 @@ t.test('the store contract: PostgresStore behind a line that is cut', async t =>
   const direct = await newDatabase(server)
   const proxy = await startProxy(server.port)
   t.teardown(proxy.stop)
-  const pool = openPool(t, direct.replace(`:${server.port}/`, `:${proxy.port}/`), { connectionTimeoutMillis: 300, query_timeout: 300 })
+  const pool = openPool(
+    t, direct.replace(`:${server.port}/`, `:${proxy.port}/`), { connectionTimeoutMillis: 300, query_timeout: 300 }
+  )
   const suite = {
     storeTimeout: 1_000,
     async createStore () {
       await run(direct, `drop table if exists idempotency_keys; ${PostgresStore.schema}`)
       return new PostgresStore(pool)
     },
-    test: async (name: string, check: () => Promise<void>) => await t.test(name, { skip: name.includes('cut off') ? false : 'with the other tests' }, check),
+    test: async (name: string, check: () => Promise<void>) => await t.test(
+      name, { skip: name.includes('cut off') ? false : 'with the other tests' }, check
+    ),
     outage: {
       begin () { proxy.lose = 'requests' },
       end () {

@@ -13,7 +13,9 @@ async function emptyStore (pool: pg.Pool, options: { table?: string, prepare?: b
   return new PostgresStore(pool, options)
 }
 
-for (const [what, options] of [['as it comes', {}], ['prepared, in a table of another name', { table: 'public.keys', prepare: true }]] as const) {
+for (const [what, options] of [
+  ['as it comes', {}], ['prepared, in a table of another name', { table: 'public.keys', prepare: true }]
+] as const) {
   t.test(`the store contract: PostgresStore, ${what}`, async t => {
     const pool = poolOf(t, await newDatabase(await postgresServer()))
     const suite = {
@@ -27,7 +29,8 @@ for (const [what, options] of [['as it comes', {}], ['prepared, in a table of an
 
 /** What a table has cost so far: bytes of the write-ahead log of the whole server, which is idle but for the test. */
 async function walOf (url: string, work: () => Promise<unknown>): Promise<number> {
-  const at = async (): Promise<string> => String((await run(url, 'select pg_current_wal_insert_lsn()::text as lsn'))[0]?.['lsn'])
+  const at = async (): Promise<string> =>
+    String((await run(url, 'select pg_current_wal_insert_lsn()::text as lsn'))[0]?.['lsn'])
   const before = await at()
   await work()
   return Number((await run(url, 'select pg_wal_lsn_diff($1, $2)::text as bytes', [await at(), before]))[0]?.['bytes'])
@@ -44,7 +47,9 @@ t.test('G15: a replay writes nothing', async t => {
   await run(url, 'vacuum idempotency_keys')
   await run(url, 'checkpoint')
   const replay = async (): Promise<void> => {
-    for (let i = 0; i < 50; i++) t.equal((await store.claim('k', { ...request, token: 'b'.repeat(36) })).outcome, 'completed')
+    for (let i = 0; i < 50; i++) {
+      t.equal((await store.claim('k', { ...request, token: 'b'.repeat(36) })).outcome, 'completed')
+    }
   }
   t.equal(await walOf(url, replay), 0)
 })
@@ -56,7 +61,9 @@ t.test('G1, G5: of many claims at once one is granted: fresh, of a dead holder, 
     for (const [before, attempt, takeover] of [['fresh', 1, false], ['dead', 2, true], ['freed', 2, false]] as const) {
       const key = `${before} ${round}`
       if (before !== 'fresh') await store.claim(key, request)
-      if (before === 'dead') await pool.query("update idempotency_keys set lease_ends_at = now() - interval '1 s' where key = $1", [key])
+      if (before === 'dead') {
+        await pool.query("update idempotency_keys set lease_ends_at = now() - interval '1 s' where key = $1", [key])
+      }
       if (before === 'freed') await store.release(key, request.token, 60_000, true)
       const claims = await Promise.all(Array.from({ length: 10 }, async (_, i) =>
         await store.claim(key, { ...request, token: String(i).padStart(36, '.') })))
@@ -71,18 +78,21 @@ t.test('G16: of many who record one step at once the first wins, and all are tol
   for (let round = 0; round < 20; round++) {
     const key = `k${round}`
     await store.claim(key, request)
-    const answers = await Promise.all(Array.from({ length: 10 }, async (_, i) => await store.record(key, request.token, 'f', 'step', `${i}`)))
+    const answers = await Promise.all(
+      Array.from({ length: 10 }, async (_, i) => await store.record(key, request.token, 'f', 'step', `${i}`))
+    )
     const [{ result } = { result: undefined }] = await store.recorded(key)
     t.equal(answers.filter(({ outcome }) => outcome === 'recorded').length, 1)
     t.equal(answers.filter(answer => answer.outcome === 'known' && answer.result === result).length, 9)
   }
 })
 
-t.test('G14: expired rows are deleted a few at a time, as keys end; rows that somebody has locked are left', async t => {
+t.test('G14: expired rows are deleted a few at a time, as keys end; locked rows are left', async t => {
   const url = await newDatabase(await postgresServer())
   const pool = poolOf(t, url)
   const store = await emptyStore(pool)
-  await pool.query("insert into idempotency_keys select 'old' || n, 'f', '', 1, false, now(), now(), now() - interval '1 s', '' from generate_series(1, 1000) n")
+  await pool.query("insert into idempotency_keys select 'old' || n, 'f', '', 1, false, now(), now(), " +
+    "now() - interval '1 s', '' from generate_series(1, 1000) n")
   await store.claim('new', request)
   const client = await pool.connect()
   await client.query("begin; select from idempotency_keys where key = 'old1' for update")
@@ -92,12 +102,14 @@ t.test('G14: expired rows are deleted a few at a time, as keys end; rows that so
   client.release()
   t.equal(await store.sweep(), 1)
   t.same(await run(url, 'select key from idempotency_keys'), [{ key: 'new' }])
-  await pool.query("insert into idempotency_keys select 'old' || n, 'f', '', 1, false, now(), now(), now() - interval '1 s', '' from generate_series(1, 300) n")
+  await pool.query("insert into idempotency_keys select 'old' || n, 'f', '', 1, false, now(), now(), " +
+    "now() - interval '1 s', '' from generate_series(1, 300) n")
   for (let i = 0; i < 200; i++) {
     await store.claim(`k${i}`, request)
     await store.release(`k${i}`, request.token, 60_000, true)
   }
-  const left = async (): Promise<unknown> => (await run(url, "select count(*)::int as left from idempotency_keys where key like 'old%'"))[0]?.['left']
+  const left = async (): Promise<unknown> =>
+    (await run(url, "select count(*)::int as left from idempotency_keys where key like 'old%'"))[0]?.['left']
   while (await left() !== 0) await store.sweep()
   t.pass('all are gone')
 })
@@ -108,7 +120,9 @@ t.test('a row that this release cannot read is an error that says so, and option
   await store.claim('k', request)
   await store.record('k', request.token, 'f', 'step', '1')
   await pool.query("update idempotency_keys set steps = '{\"c3RlcA==\": 1}'")
-  await t.rejects(store.recorded('k'), { name: 'UnreadableRecordError', message: /steps recorded under the key are damaged/ })
+  await t.rejects(
+    store.recorded('k'), { name: 'UnreadableRecordError', message: /steps recorded under the key are damaged/ }
+  )
   await pool.query("update idempotency_keys set state = 'z'")
   await t.rejects(store.read('k'), { name: 'UnreadableRecordError', message: /unknown state "z"/ })
   await pool.query("update idempotency_keys set state = 'c', outcome = 'x'")
@@ -118,7 +132,7 @@ t.test('a row that this release cannot read is an error that says so, and option
   t.throws(() => new PostgresStore(pool, { table: 'a; drop' }), /"table" must be a name/)
 })
 
-t.test('G1: a session that is in somebody\'s way is asked again ten times, and then the error is the store\'s', async t => {
+t.test('G1: a session in somebody\'s way is asked again ten times, then the error is the store\'s', async t => {
   const pool = poolOf(t, await newDatabase(await postgresServer()))
   await emptyStore(pool)
   let [faults, asked] = [0, 0]
@@ -132,7 +146,9 @@ t.test('G1: a session that is in somebody\'s way is asked again ten times, and t
   const claim = async (times: number): Promise<string> => {
     faults = times
     asked = 0
-    return await store.claim(randomUUID(), request).then(({ outcome }) => `${outcome} ${asked}`, (error: Error) => `${error.message} ${asked}`)
+    return await store.claim(randomUUID(), request).then(
+      ({ outcome }) => `${outcome} ${asked}`, (error: Error) => `${error.message} ${asked}`
+    )
   }
   for (const code of ['40001', '40P01']) {
     fault.happens = () => { throw Object.assign(new Error('in the way'), { code }) }

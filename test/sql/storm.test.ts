@@ -15,7 +15,7 @@ const STORMS = [
 t.teardown(stopPostgres)
 
 for (const { keys, size } of STORMS) {
-  t.test(`G2, G6, G18: a storm over transactions leaves one row and one answer per key (keys in ${keys}, seed ${seed})`, async t => {
+  t.test(`G2, G6, G18: a storm over transactions leaves one row and one answer per key (${keys}, ${seed})`, async t => {
     const report = await storm(keys, { ...size, concurrency: 40, every: 200, seed })
     const { kills, freezes, mishaps, rows, rolledBack, seconds } = report
     const befell = [...mishaps].map(([name, count]) => `${name} ${count}`).join(', ')

@@ -31,17 +31,22 @@ t.test('G18: a transaction commits its effect and its result once, and a rerun g
   t.equal((await post('k')).status, 500)
   fails = false
   const answer = await post('k')
-  t.same(answer.json(), { order: { id: 1, at: '1970-01-01T00:00:00.000Z' }, none: true, text: 'ünï \u0000 𝄞', attempt: 3 })
+  t.same(answer.json(), {
+    order: { id: 1, at: '1970-01-01T00:00:00.000Z' }, none: true, text: 'ünï \u0000 𝄞', attempt: 3
+  })
   t.ok((await post('k')).replayed)
   t.same(await run(url, 'select key, name, attempt from effects'), [{ key: 'k', name: 'order', attempt: 1 }])
-  const rows = await run(url, 'select name, result is null as bare, extract(epoch from expires_at - now())::int / 60 as minutes from idempotency_transactions order by name')
+  const rows = await run(url, 'select name, result is null as bare, extract(epoch from expires_at - now())::int / ' +
+    '60 as minutes from idempotency_transactions order by name')
   t.same(rows, [
     { name: '', bare: true, minutes: 1_440 },
     { name: 'none', bare: false, minutes: 1_440 },
     { name: 'order', bare: false, minutes: 1_440 },
     { name: 'text', bare: false, minutes: 1_440 }
   ])
-  const id = String(rows.length > 0 && (await run(url, 'select distinct key from idempotency_transactions'))[0]?.['key'])
+  const id = String(
+    rows.length > 0 && (await run(url, 'select distinct key from idempotency_transactions'))[0]?.['key']
+  )
   t.ok(await app.idempotency.inspect({ id }), 'rows are filed under the id')
   t.equal(await transaction.forget(id), true)
   t.equal(await transaction.forget(id), false)
@@ -69,7 +74,9 @@ t.test('a request without a key has a plain transaction', async t => {
       await tx.query('select from nowhere').catch(() => {})
       return 'not committed'
     }))
-    app.post('/opted-out', { config: { idempotency: false } }, async request => await transaction(request, 'x', tx => tx.query(INSERT, ['out', 'x', 1]).then(() => 1)))
+    app.post('/opted-out', { config: { idempotency: false } }, async request => await transaction(
+      request, 'x', tx => tx.query(INSERT, ['out', 'x', 1]).then(() => 1)
+    ))
   })
   t.same((await post(undefined)).json(), { at: '1970-01-01T00:00:00.000Z' })
   conflicts = 3
@@ -78,10 +85,14 @@ t.test('a request without a key has a plain transaction', async t => {
   t.equal((await post(undefined)).status, 500)
   conflicts = 0
   t.equal((await post(undefined, '{}', { path: '/throws' })).status, 500)
-  t.match((await post(undefined, '{}', { path: '/aborted' })).json(), { statusCode: 500, message: 'The transaction was not committed: ROLLBACK' })
+  t.match((await post(undefined, '{}', { path: '/aborted' })).json(), {
+    statusCode: 500, message: 'The transaction was not committed: ROLLBACK'
+  })
   t.equal((await post('k', '{}', { path: '/opted-out' })).status, 200)
   t.equal((await post('k', '{}', { path: '/opted-out' })).status, 200)
-  t.same((await run(url, 'select key, count(*)::int from effects group by key order by key')), [{ key: 'none', count: 2 }, { key: 'out', count: 2 }])
+  t.same((await run(url, 'select key, count(*)::int from effects group by key order by key')), [
+    { key: 'none', count: 2 }, { key: 'out', count: 2 }
+  ])
   t.same(await run(url, 'select * from idempotency_transactions'), [])
 })
 
@@ -109,9 +120,12 @@ t.test('G18: what work throws rolls back, is what the handler gets, and records 
       return await reply.code(500).send({ name: error.name, message: error.message, again })
     })
   })
-  const post2 = async (what: string): Promise<unknown> => (await post(what, JSON.stringify({ what }), { headers: { 'content-type': 'application/json' } })).json()
+  const post2 = async (what: string): Promise<unknown> =>
+    (await post(what, JSON.stringify({ what }), { headers: { 'content-type': 'application/json' } })).json()
   t.match(await post2('error'), { name: 'Error', message: 'mine', again: 'mine' })
-  t.match(await post2('bigint'), { name: 'TypeError', message: /result of the transaction "x" cannot be recorded: .*BigInt/ })
+  t.match(await post2('bigint'), {
+    name: 'TypeError', message: /result of the transaction "x" cannot be recorded: .*BigInt/
+  })
   t.match(await post2('cycle'), { name: 'TypeError', message: /circular/ })
   t.same(await run(url, 'select * from effects'), [])
   t.same(await run(url, "select * from idempotency_transactions where name <> ''"), [])
@@ -141,22 +155,36 @@ t.test('names, options and the place of the call are checked', async t => {
     })
     app.post('/', async request => {
       for (const name of ['', 'x'.repeat(256), 'nul\0', '\ud800', undefined]) {
-        said[String(name).slice(0, 3)] = await transaction(request, name as string, () => 1).then(() => 'ran', (error: Error) => error.name)
+        said[String(name).slice(0, 3)] = await transaction(request, name as string, () => 1).then(
+          () => 'ran', (error: Error) => error.name
+        )
       }
-      const twice = await Promise.allSettled([transaction(request, 'twice', () => 1), transaction(request, 'twice', () => 2)])
+      const twice = await Promise.allSettled([
+        transaction(request, 'twice', () => 1), transaction(request, 'twice', () => 2)
+      ])
       said['twice'] = twice.map(({ status }) => status).join()
       return await transaction(request, 'y'.repeat(255), () => 'ok')
     })
   })
   t.equal((await post('k')).text, 'ok')
-  t.match(said, { early: /not claimed; call this from the handler/, '': 'TypeError', xxx: 'TypeError', nul: 'TypeError', '\ud800': 'TypeError', und: 'TypeError', twice: 'fulfilled,rejected' })
+  t.match(said, {
+    early: /not claimed; call this from the handler/,
+    '': 'TypeError',
+    xxx: 'TypeError',
+    nul: 'TypeError',
+    '\ud800': 'TypeError',
+    und: 'TypeError',
+    twice: 'fulfilled,rejected'
+  })
 })
 
 t.test('G18: another body under the key gets 409, though the store has forgotten the key', async t => {
   const url = await newDatabase(await postgresServer())
   const transaction = transactions(viaPg(poolOf(t, url)))
   const { post, app } = await startApp(t, { store: new MemoryStore() }, app => {
-    app.post('/', async request => await transaction(request, 'x', tx => tx.query(INSERT, [request.idempotency.key, 'x', 1]).then(() => ({ at: 1 }))))
+    app.post('/', async request => await transaction(
+      request, 'x', tx => tx.query(INSERT, [request.idempotency.key, 'x', 1]).then(() => ({ at: 1 }))
+    ))
   })
   const first = await post('k', '{"a":1}')
   await app.idempotency.forget({ key: 'k' })
@@ -192,7 +220,7 @@ t.test('G18: the request body is waited for, and one that nobody has begun to re
   t.match((await post('l', ['he', 'llo'] as never, { path: '/unread', headers })).json(), { said: /body must be read/ })
 })
 
-t.test('G8, G18: a request body that is cut off while it is waited for is an error, and nothing is written', async t => {
+t.test('G8, G18: a request body that is cut off while awaited is an error, and nothing is written', async t => {
   const url = await newDatabase(await postgresServer())
   const transaction = transactions(viaPg(poolOf(t, url)))
   const said: string[] = []
@@ -220,13 +248,17 @@ t.test('rows expire, run again, and are swept', async t => {
   const url = await newDatabase(await postgresServer())
   const transaction = transactions(viaPg(poolOf(t, url)))
   const { post, app } = await startApp(t, { store: new MemoryStore(), lease: 100, ttl: 1 }, app => {
-    app.post('/', async request => await transaction(request, 'x', tx => tx.query(INSERT, [request.idempotency.key, 'x', 1]).then(() => 1)))
+    app.post('/', async request => await transaction(
+      request, 'x', tx => tx.query(INSERT, [request.idempotency.key, 'x', 1]).then(() => 1)
+    ))
   })
   for (const key of ['a', 'b', 'c']) t.equal((await post(key)).status, 200)
   await run(url, "update idempotency_transactions set expires_at = now() - interval '1 s'")
   await app.idempotency.forget({ key: 'a' })
   t.equal((await post('a')).status, 200)
-  t.same((await run(url, 'select key, count(*)::int from effects group by key order by key')), [{ key: 'a', count: 2 }, { key: 'b', count: 1 }, { key: 'c', count: 1 }])
+  t.same((await run(url, 'select key, count(*)::int from effects group by key order by key')), [
+    { key: 'a', count: 2 }, { key: 'b', count: 1 }, { key: 'c', count: 1 }
+  ])
   await run(url, "update idempotency_transactions set expires_at = now() + interval '1 h' where expires_at > now()")
   t.equal(await transaction.sweep(1), 1)
   t.equal(await transaction.sweep(), 1)
@@ -250,7 +282,7 @@ t.test('G18: work that commits by itself is told, and not run again', async t =>
   t.equal((await run(url, 'select 1 from effects')).length, 1)
 })
 
-t.test('G18: a session that waits idle in its transaction is ended, the process goes on, and nothing is committed', async t => {
+t.test('G18: a session idle in its transaction is ended, nothing is committed, the process goes on', async t => {
   const url = await newDatabase(await postgresServer())
   const pool = poolOf(t, url)
   const transaction = transactions(viaPg(pool), { idleTimeout: '50ms' })

@@ -86,11 +86,22 @@ function show () {
   $('caveat').textContent = caveat(story)
   $('lesson').textContent = lesson(story, isOn('ask'))
   showNext()
-  $('statement').replaceChildren(...story.charges.map(({ id, by }) => node('li', '', node('span', '', payment.order), node('span', '', id), node('span', '', `by ${by.toUpperCase()}`), node('b', '', money(payment.amount)))))
+  $('statement').replaceChildren(...story.charges.map(({ id, by }) => node(
+    'li',
+    '',
+    node('span', '', payment.order),
+    node('span', '', id),
+    node('span', '', `by ${by.toUpperCase()}`),
+    node('b', '', money(payment.amount))
+  )))
   const { length } = story.requests
   $('empty').hidden = length > 0
   $('none').hidden = length > 0
-  picture.setAttribute('aria-label', `${length === 0 ? 'Empty' : `${length} ${length === 1 ? 'request' : 'requests'}`}. ${verdict(story)} The list “Request by request” says what happened.`)
+  picture.setAttribute(
+    'aria-label',
+    `${length === 0 ? 'Empty' : `${length} ${length === 1 ? 'request' : 'requests'}`}. ` +
+      `${verdict(story)} The list “Request by request” says what happened.`
+  )
   repaint()
 }
 
@@ -111,13 +122,22 @@ function tell (sent) {
   const details = node('details', '',
     node('summary', '',
       node('span', 'nth', String(nth)),
-      node('span', 'words', words, ...(same === '' ? [] : [' ', node('em', same.startsWith('Not') ? 'other' : '', same)])),
-      node('span', `status s${status.charAt(0)}${answer?.replayed === true ? ' replayed' : ''}`, status, ...(answer?.replayed === true ? [node('small', '', 'replayed')] : []))),
+      node('span', 'words', words,
+        ...(same === '' ? [] : [' ', node('em', same.startsWith('Not') ? 'other' : '', same)])),
+      node('span', `status s${status.charAt(0)}${answer?.replayed === true ? ' replayed' : ''}`, status,
+        ...(answer?.replayed === true ? [node('small', '', 'replayed')] : []))),
     node('div', 'wire',
-      node('figure', '', node('figcaption', '', `Sent to ${to.toUpperCase()}`), node('pre', '', `${sent.head}\n\n${sent.body}`)),
-      node('figure', '', node('figcaption', '', 'Received'), node('pre', '', answer === undefined ? 'nothing: the connection broke' : `${answer.head}\n\n${answer.body}`))))
+      node('figure', '',
+        node('figcaption', '', `Sent to ${to.toUpperCase()}`),
+        node('pre', '', `${sent.head}\n\n${sent.body}`)),
+      node('figure', '',
+        node('figcaption', '', 'Received'),
+        node('pre', '', answer === undefined ? 'nothing: the connection broke' : `${answer.head}\n\n${answer.body}`))))
   const item = node('li', '', details)
-  const pick = (/** @type {number | undefined} */ number) => () => { picked = number; repaint() }
+  const pick = (/** @type {number | undefined} */ number) => () => {
+    picked = number
+    repaint()
+  }
   item.addEventListener('mouseenter', pick(request))
   item.addEventListener('mouseleave', pick(undefined))
   item.addEventListener('focusin', pick(request))

@@ -7,7 +7,9 @@
 
 /**
  * `step`: the handler charges in a step.
- * @typedef {{ order: string, key: string | undefined, amount: number, paid: boolean, used: boolean, step: boolean }} Payment
+ * @typedef {{
+ *   order: string, key: string | undefined, amount: number, paid: boolean, used: boolean, step: boolean
+ * }} Payment
  */
 
 /** ms that a client waits before it tries again. */
@@ -22,7 +24,9 @@ const AMOUNT = 4200
 /** @param {boolean} withKey @returns {Payment} */
 export function createPayment (withKey) {
   const order = Array.from(crypto.getRandomValues(new Uint8Array(4)), byte => LETTERS[byte % LETTERS.length]).join('')
-  return { order, key: withKey ? crypto.randomUUID() : undefined, amount: AMOUNT, paid: false, used: false, step: false }
+  return {
+    order, key: withKey ? crypto.randomUUID() : undefined, amount: AMOUNT, paid: false, used: false, step: false
+  }
 }
 
 /** @param {number} cents */

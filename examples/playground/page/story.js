@@ -24,7 +24,12 @@
 /** @typedef {{ at: number, by: Name, id: string, nth: number }} Charge */
 /** @typedef {{ at: number, by: Name, found: boolean }} Asked */
 /** @typedef {{ at: number, by: Name, how: 'recorded' | 'recalled' }} Mark what was done with a step */
-/** @typedef {{ by: Name, at: number, attempt: number, until: number, renewals: number[], end?: number, how?: 'kept' | 'freed' | 'expired', deadAt?: number }} Lease */
+/**
+ * @typedef {{
+ *   by: Name, at: number, attempt: number, until: number, renewals: number[], end?: number,
+ *   how?: 'kept' | 'freed' | 'expired', deadAt?: number
+ * }} Lease
+ */
 /** @typedef {{ instance: Name, at: number, end?: number }} Down */
 
 export class Story {
@@ -45,7 +50,8 @@ export class Story {
   apply (happening) {
     const { at } = happening
     const lease = this.leases.at(-1)
-    const of = () => /** @type {Sent} */ (this.requests.find(({ request }) => 'request' in happening && request === happening.request))
+    const of = () =>
+      /** @type {Sent} */ (this.requests.find(({ request }) => 'request' in happening && request === happening.request))
     switch (happening.what) {
       case 'up':
         for (const down of this.downs) if (down.instance === happening.instance) down.end ??= at
@@ -97,7 +103,8 @@ export class Story {
           if (lease !== undefined && lease.end === undefined) Object.assign(lease, { end: lease.until, how: 'expired' })
           this.leases.push({ by, at, attempt: happening.attempt, until: happening.until, renewals: [] })
         } else {
-          const asker = this.requests.find(({ to, end, held, run }) => to === by && end === undefined && held === undefined && run === undefined)
+          const asker = this.requests.find(({ to, end, held, run }) => to === by && end === undefined &&
+            held === undefined && run === undefined)
           if (asker !== undefined && lease !== undefined) asker.held = lease
         }
         break

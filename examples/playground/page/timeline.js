@@ -16,7 +16,11 @@ const LEFT = 16
 /** px that a label may take at the right end. */
 const MARGIN = 104
 
-/** @param {string} name @param {Record<string, string | number>} attributes @param {Array<Element | string>} children */
+/**
+ * @param {string} name
+ * @param {Record<string, string | number>} attributes
+ * @param {Array<Element | string>} children
+ */
 function el (name, attributes, ...children) {
   const element = document.createElementNS('http://www.w3.org/2000/svg', name)
   for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, String(value))
@@ -30,7 +34,8 @@ const text = (of, x, y, words) => el('text', { class: of, x, y }, words)
 /** @param {string} of @param {number} x @param {number} y @param {number} width @param {number} height */
 const box = (of, x, y, width, height) => el('rect', { class: of, x, y, width: Math.max(2, width), height, rx: 3 })
 /** @param {string} of @param {number} x @param {number} y @param {number} r */
-const cross = (of, x, y, r) => el('path', { class: of, d: `M${x - r} ${y - r}l${2 * r} ${2 * r}m0 ${-2 * r}l${-2 * r} ${2 * r}` })
+const cross = (of, x, y, r) =>
+  el('path', { class: of, d: `M${x - r} ${y - r}l${2 * r} ${2 * r}m0 ${-2 * r}l${-2 * r} ${2 * r}` })
 
 /** B's visits stand a little to the right, for both to be seen. @param {import('../events.ts').Name} by */
 const shift = by => by === 'b' ? 3 : 0
@@ -45,7 +50,12 @@ function outcomeOf ({ answer, end, dead }) {
   return { kind: answer.status >= 500 ? 'bad' : answer.status >= 400 ? 'warn' : 'plain', words: String(answer.status) }
 }
 
-/** Requests whose drawings would overlap have rows of their own. @param {Sent[]} requests @param {(at: number) => number} place @param {number} now */
+/**
+ * Requests whose drawings would overlap have rows of their own.
+ * @param {Sent[]} requests
+ * @param {(at: number) => number} place
+ * @param {number} now
+ */
 function rowsOf (requests, place, now) {
   /** @type {number[]} */
   const ends = Array(ROWS).fill(-Infinity)
@@ -87,10 +97,16 @@ export function draw (svg, story, now, { scale, width: room, picked }) {
   // Seconds, from the start of each stretch.
   for (const { from, to, x } of axis.periods) {
     for (let s = 0; s * 1000 <= to - from; s++) {
-      back.append(line('second', x + s * scale, 12, x + s * scale, FLOOR), text('tick', x + s * scale + 4, HEIGHT - 5, `${s} s`))
+      back.append(
+        line('second', x + s * scale, 12, x + s * scale, FLOOR), text('tick', x + s * scale + 4, HEIGHT - 5, `${s} s`)
+      )
     }
   }
-  for (const { x, width } of axis.gaps) back.append(el('rect', { class: 'gap', x, y: 8, width, height: HEIGHT }), text('pause', x + width / 2, LANES.card + 4, '···'))
+  for (const { x, width } of axis.gaps) {
+    back.append(
+      el('rect', { class: 'gap', x, y: 8, width, height: HEIGHT }), text('pause', x + width / 2, LANES.card + 4, '···')
+    )
+  }
 
   // The lanes. An instance's breaks off where it was killed.
   back.append(line('lane', 0, LANES.store, width, LANES.store), line('lane', 0, LANES.card, width, LANES.card))
@@ -98,9 +114,17 @@ export function draw (svg, story, now, { scale, width: room, picked }) {
     let x = 0
     for (const { at, end } of story.downs.filter(({ instance }) => instance === name)) {
       const up = end === undefined ? width : place(end)
-      back.append(line(`lane ${name}`, x, LANES[name], place(at), LANES[name]), line('down', place(at) + 10, LANES[name], up, LANES[name]))
+      back.append(
+        line(`lane ${name}`, x, LANES[name], place(at), LANES[name]),
+        line('down', place(at) + 10, LANES[name], up, LANES[name])
+      )
       top.append(cross('kill', place(at), LANES[name], 7), text('bad', place(at) + 12, LANES[name] - 9, 'killed'))
-      if (end !== undefined) top.append(el('circle', { class: `up ${name}`, cx: up, cy: LANES[name], r: 4 }), text('small', Math.max(up + 7, place(at) + 56), LANES[name] - 9, 'started again'))
+      if (end !== undefined) {
+        top.append(
+          el('circle', { class: `up ${name}`, cx: up, cy: LANES[name], r: 4 }),
+          text('small', Math.max(up + 7, place(at) + 56), LANES[name] - 9, 'started again')
+        )
+      }
       x = up
     }
     back.append(line(`lane ${name}`, x, LANES[name], width, LANES[name]))
@@ -113,7 +137,9 @@ export function draw (svg, story, now, { scale, width: room, picked }) {
   for (const lease of story.leases) front.append(...drawLease(lease, place, now, endOf(lease)))
   const { kept } = story
   if (kept?.end !== undefined) {
-    front.append(line('keep', place(kept.end), LANES.store, width, LANES.store), el('circle', { class: 'keep', cx: place(kept.end), cy: LANES.store, r: 5 }))
+    front.append(line('keep', place(kept.end), LANES.store, width, LANES.store), el('circle', {
+      class: 'keep', cx: place(kept.end), cy: LANES.store, r: 5
+    }))
     front.append(text('good', place(kept.end) + 10, LANES.store - 9, 'answer kept'))
   }
 
@@ -130,7 +156,10 @@ export function draw (svg, story, now, { scale, width: room, picked }) {
   }
   front.append(...drawCharges(story, place))
   for (const { at, found } of story.asked) {
-    front.append(el('circle', { class: 'ask', cx: place(at), cy: LANES.card, r: 9 }), text('question', place(at), LANES.card + 4, '?'))
+    front.append(
+      el('circle', { class: 'ask', cx: place(at), cy: LANES.card, r: 9 }),
+      text('question', place(at), LANES.card + 4, '?')
+    )
     if (found) front.append(text('good', place(at) + 14, LANES.card - 8, 'found it'))
   }
   if (live) front.append(line('now', place(now), 8, place(now), FLOOR))
@@ -147,17 +176,40 @@ function drawLease ({ by, at, until, renewals, how, deadAt, end: ended }, place,
   if (ended === undefined && until > now) parts.push(box(`left ${by}`, from, top, place(end) - from + 1, 20))
   if (deadAt !== undefined) {
     parts.push(box(`dead ${by}`, alive, top, place(end) - alive, 20))
-    if (place(end) - alive > 60) parts.push(text('small', alive + 4, top - 6, place(end) - alive > 175 ? `${by.toUpperCase()} is dead, its lease runs out` : 'lease runs out'))
+    if (place(end) - alive > 60) {
+      parts.push(text(
+        'small',
+        alive + 4,
+        top - 6,
+        place(end) - alive > 175 ? `${by.toUpperCase()} is dead, its lease runs out` : 'lease runs out'
+      ))
+    }
   }
   for (const renewal of renewals) parts.push(line(`renewal ${by}`, place(renewal), top + 20, place(renewal), top + 27))
   const width = alive - from
   const words = `${by.toUpperCase()} holds the key`
-  if (width > 44) parts.push(text(`in ${by}`, from + 7, LANES.store + 4, width > 112 ? words : width > 70 ? `${by.toUpperCase()} holds` : by.toUpperCase()))
-  if (how === 'freed') parts.push(el('circle', { class: 'free', cx: place(end), cy: LANES.store, r: 5 }), text('small', place(end) + 9, top - 1, 'freed'))
+  if (width > 44) {
+    parts.push(text(
+      `in ${by}`,
+      from + 7,
+      LANES.store + 4,
+      width > 112 ? words : width > 70 ? `${by.toUpperCase()} holds` : by.toUpperCase()
+    ))
+  }
+  if (how === 'freed') {
+    parts.push(
+      el('circle', { class: 'free', cx: place(end), cy: LANES.store, r: 5 }),
+      text('small', place(end) + 9, top - 1, 'freed')
+    )
+  }
   return parts
 }
 
-/** Coins that would overlap lie side by side, under one label. @param {Story} story @param {(at: number) => number} place */
+/**
+ * Coins that would overlap lie side by side, under one label.
+ * @param {Story} story
+ * @param {(at: number) => number} place
+ */
 function drawCharges ({ charges }, place) {
   let x = -Infinity
   let first = 1
@@ -165,14 +217,27 @@ function drawCharges ({ charges }, place) {
     if (place(at) > x + 90) first = nth
     x = Math.max(place(at), x + 26)
     const of = nth === 1 ? '' : ' bad'
-    const coin = [el('circle', { class: `coin${of}`, cx: x, cy: LANES.card, r: 12 }), text(`euro${of}`, x, LANES.card + 4, '€')]
+    const coin = [
+      el('circle', { class: `coin${of}`, cx: x, cy: LANES.card, r: 12 }), text(`euro${of}`, x, LANES.card + 4, '€')
+    ]
     const next = charges[i + 1]
     if (next !== undefined && place(next.at) <= x + 90) return coin
-    return [...coin, text(`small${of}`, x + 17, LANES.card - 8, first === nth ? `charge ${nth}` : `charges ${first} ${nth === first + 1 ? 'and' : 'to'} ${nth}`)]
+    return [...coin, text(
+      `small${of}`,
+      x + 17,
+      LANES.card - 8,
+      first === nth ? `charge ${nth}` : `charges ${first} ${nth === first + 1 ? 'and' : 'to'} ${nth}`
+    )]
   })
 }
 
-/** @param {Sent} sent @param {number} row @param {(at: number) => number} place @param {number} now @param {number | undefined} picked */
+/**
+ * @param {Sent} sent
+ * @param {number} row
+ * @param {(at: number) => number} place
+ * @param {number} now
+ * @param {number | undefined} picked
+ */
 function drawRequest (sent, row, place, now, picked) {
   const { to, at, end, answer, run, nth } = sent
   const lane = LANES[to]
@@ -186,7 +251,10 @@ function drawRequest (sent, row, place, now, picked) {
   const marks = el('g', {})
   for (const group of [arrows, marks]) group.setAttribute('class', picked === sent.request ? 'request on' : 'request')
 
-  arrows.append(line(`call ${to}`, from, y, from, lane - 5), el('path', { class: `head ${to}`, d: `M${from - 4} ${lane - 10}h8l-4 7z` }))
+  arrows.append(
+    line(`call ${to}`, from, y, from, lane - 5),
+    el('path', { class: `head ${to}`, d: `M${from - 4} ${lane - 10}h8l-4 7z` })
+  )
   if (isLong) arrows.append(line(`wait ${kind}`, from, y, until, y))
   if (isLong && answer !== undefined) arrows.append(line(`back ${to}`, until, lane, until, y))
   if (sent.dead === false) {
@@ -198,11 +266,15 @@ function drawRequest (sent, row, place, now, picked) {
     const left = place(run.at)
     const width = place(run.end ?? now) - left
     marks.append(box(`run ${to}`, left, lane - 10, width, 20))
-    if (width > (run.attempt === 1 ? 40 : 72)) marks.append(text(`in ${to}`, left + 7, lane + 4, run.attempt === 1 ? 'runs' : `attempt ${run.attempt}`))
+    if (width > (run.attempt === 1 ? 40 : 72)) {
+      marks.append(text(`in ${to}`, left + 7, lane + 4, run.attempt === 1 ? 'runs' : `attempt ${run.attempt}`))
+    }
   } else if (answer !== undefined) {
     marks.append(el('circle', { class: `look ${to}`, cx: from, cy: lane, r: 5 }))
   }
   marks.append(text(`outcome ${kind}`, isLong ? until + 6 : from + 14, y + 4, words))
-  marks.append(el('circle', { class: `disc ${kind}`, cx: from, cy: y, r: 10 }), text('number', from, y + 4, String(nth)))
+  marks.append(el('circle', {
+    class: `disc ${kind}`, cx: from, cy: y, r: 10
+  }), text('number', from, y + 4, String(nth)))
   return { arrows, marks }
 }

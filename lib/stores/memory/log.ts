@@ -20,7 +20,12 @@ const FIRST_BYTES = 1_024
 /** What a log takes beside its records. */
 export const LOG_BYTES = 2_048
 
-interface Segment { bytes: Buffer, used: number, /** A reader has a part of it, and may have it for long. */ lent: boolean }
+interface Segment {
+  bytes: Buffer
+  used: number
+  /** A reader has a part of it, and may have it for long. */
+  lent: boolean
+}
 
 /** An ended key in its log; to be read at once, since its bytes may be written over. */
 export class Ended {

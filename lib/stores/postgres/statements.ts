@@ -61,24 +61,31 @@ with live as materialized (
   from ${t} e where key = $1::text and ${isLive('e')}
 ), taken as (
   insert into ${t} as e (key, state, token, attempt, taken_over, since, lease_ends_at, expires_at, fingerprint)
-  select $1::text, 'h', $2::text, 1, false, statement_timestamp(), ${inMs('$3')}, ${inMs('$3')} + $4::text::float8 * interval '1 ms', ''
-  where not exists (select from live where state = 'c' or (state = 'h' and token <> $2::text and (leased or $5::text = 'false')))
+  select $1::text, 'h', $2::text, 1, false, statement_timestamp(), ${inMs('$3')},
+    ${inMs('$3')} + $4::text::float8 * interval '1 ms', ''
+  where not exists (
+    select from live where state = 'c' or (state = 'h' and token <> $2::text and (leased or $5::text = 'false')))
   on conflict (key) do update set
-    state = 'h', token = excluded.token, lease_ends_at = excluded.lease_ends_at, expires_at = excluded.expires_at, outcome = null,
-    attempt = case when not ${isLive('e')} then 1 when e.state = 'h' and e.token = $2::text then e.attempt else e.attempt + 1 end,
+    state = 'h', token = excluded.token, lease_ends_at = excluded.lease_ends_at, expires_at = excluded.expires_at,
+    outcome = null,
+    attempt = case when not ${isLive('e')} then 1
+      when e.state = 'h' and e.token = $2::text then e.attempt else e.attempt + 1 end,
     since = case when ${isLive('e')} and e.state = 'h' and e.token = $2::text then e.since else excluded.since end,
     taken_over = ${isLive('e')} and e.state = 'h' and e.token <> $2::text,
-    fingerprint = case when ${isLive('e')} and (e.steps is not null or (e.state = 'h' and e.token = $2::text)) then e.fingerprint else '' end,
+    fingerprint = case when ${isLive('e')} and (e.steps is not null or (e.state = 'h' and e.token = $2::text))
+      then e.fingerprint else '' end,
     steps = case when ${isLive('e')} then e.steps end
   where not ${isLive('e')} or e.state = 'f'
     or (e.state = 'h' and (e.token = $2::text or (e.lease_ends_at <= statement_timestamp() and $5::text = 'true')))
   returning attempt, taken_over, case when steps is null then '' else fingerprint end as bound
 )
-select case when taken_over then 't' else 'a' end as answer, attempt::text, bound as fingerprint, null as outcome from taken
+select case when taken_over then 't' else 'a' end as answer, attempt::text, bound as fingerprint, null as outcome
+from taken
 union all
 select case when state = 'c' then 'c' when leased then 'h' else 'x' end, attempt::text, fingerprint,
   encode(outcome, 'base64') from live
-where not exists (select from taken) and (state = 'c' or (state = 'h' and token <> $2::text and (leased or $5::text = 'false')))`,
+where not exists (select from taken)
+  and (state = 'c' or (state = 'h' and token <> $2::text and (leased or $5::text = 'false')))`,
 
     /** $1 key, $2 token, $3 lease and $4 ttl in ms, $5 fingerprint or '', $6 whether it binds. */
     renew: `
@@ -90,7 +97,8 @@ returning key`,
 
     /** $1 key, $2 token, $3 ttl in ms, $4 the encoded outcome. */
     complete: `
-update ${t} e set state = 'c', since = statement_timestamp(), lease_ends_at = statement_timestamp(), expires_at = ${inMs('$3')},
+update ${t} e set
+  state = 'c', since = statement_timestamp(), lease_ends_at = statement_timestamp(), expires_at = ${inMs('$3')},
   outcome = $4::bytea, fingerprint = '', steps = null
 where key = $1::text and token = $2::text and ${isLive('e')}
 returning key`,
@@ -121,7 +129,8 @@ with found as materialized (
   from ${t} e where key = $1::text and state = 'h' and ${isLive('e')} for update
 ), allowed as materialized (
   select steps, known from found
-  where case when own then steps is null or fingerprint = $3::text else $5::jsonb <> '[]'::jsonb and fingerprint = $3::text end
+  where case when own then steps is null or fingerprint = $3::text else
+    $5::jsonb <> '[]'::jsonb and fingerprint = $3::text end
 ), changed as (
   update ${t} e set fingerprint = $3::text,
     steps = coalesce(allowed.steps, '{}'::jsonb) || jsonb_build_object($4::text, $5::jsonb)
@@ -153,6 +162,7 @@ with page as materialized (
 ), gone as (
   delete from ${t} e using dead where e.key = dead.key returning 1
 )
-select (select count(*) from page)::text as seen, (select max(key) from page) as last, (select count(*) from gone)::text as gone`
+select (select count(*) from page)::text as seen, (select max(key) from page) as last,
+  (select count(*) from gone)::text as gone`
   }
 }

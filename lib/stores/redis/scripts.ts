@@ -38,7 +38,9 @@ local record, version, state = redis.call('GET', KEYS[1])
 if record then
   version, state = string.byte(record, 1, 2)
   if version ~= ${VERSION} then return redis.error_reply('${UNKNOWN_VERSION} ' .. version) end
-  if state ~= ${HELD} and state ~= ${COMPLETED} and state ~= ${FREED} then return redis.error_reply('${UNKNOWN_PART} state') end
+  if state ~= ${HELD} and state ~= ${COMPLETED} and state ~= ${FREED} then
+    return redis.error_reply('${UNKNOWN_PART} state')
+  end
 end
 `
 

@@ -182,10 +182,10 @@ export class RedisStore implements IdempotencyStore {
 /** What is needed instead of `client`, by name where it can be told. */
 export function wrongClient (what: string, client: unknown): TypeError {
   const isNodeRedis = typeof (client as { sendCommand?: unknown } | null)?.sendCommand === 'function'
-  return new TypeError(`fastify-idempotency: ${what} must be an ioredis client or one compatible with it (iovalkey, an ioredis Cluster): it has no method "callBuffer"` +
-    (
-      isNodeRedis ? '. It looks like a client of node-redis (the package "redis"): give an object whose "callBuffer" calls its "sendCommand", as the README shows under "Stores"' : ''
-    ))
+  const hint = '. It looks like a client of node-redis (the package "redis"): ' +
+    'give an object whose "callBuffer" calls its "sendCommand", as the README shows under "Stores"'
+  return new TypeError(`fastify-idempotency: ${what} must be an ioredis client or one compatible with it ` +
+    `(iovalkey, an ioredis Cluster): it has no method "callBuffer"${isNodeRedis ? hint : ''}`)
 }
 
 function claimOf (reply: unknown): StoreClaim {
