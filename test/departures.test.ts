@@ -244,3 +244,32 @@ for (const mode of STORES) {
     t.equal(runs, 1)
   })
 }
+
+for (const mode of MODES) {
+  t.test(`G7: a client that leaves during the second request of its connection loses no result (${mode})`, async t => {
+    const second = new Stop()
+    const [began, finish] = [gate(), gate()]
+    let runs = 0
+    const served = await start(t, mode, {
+      routes: app => {
+        app.post('/first', async () => { await finish.promise; return 'first' })
+        app.post('/second', async (_request, reply) => {
+          began.open()
+          await second.here(reply.raw)
+          return `run ${++runs}`
+        })
+      }
+    })
+    const both = `${head('/first', 'first', JSON_BODY)}{}${head('/second', 'second', JSON_BODY)}{}`
+    const socket = await cutting(served.port, both)
+    await began.promise
+    // Only now the second response gets the connection.
+    finish.open()
+    await once(socket, 'data')
+    await second.cut(socket)
+    second.go.open()
+    await until(async () => await stateOf(served, 'second') === 'completed', 'its result')
+    const retry = await served.post('second', '{}', { path: '/second' })
+    t.same([retry.text, retry.replayed, runs], ['run 1', true, 1])
+  })
+}

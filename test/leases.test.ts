@@ -2,7 +2,9 @@ import { randomUUID } from 'node:crypto'
 import { Readable } from 'node:stream'
 import t from 'tap'
 import { MemoryStore } from '../lib/index.ts'
+import { storeKey } from '../lib/protocol/fingerprint.ts'
 import { failBehind, gate, start, stopRedis, until } from './fixtures/app.ts'
+import { cutting, head } from './fixtures/cut.ts'
 import { fails, faulty, listen, type Faults } from './fixtures/faulty.ts'
 
 t.teardown(stopRedis)
@@ -315,4 +317,38 @@ t.test('G2: a late holder is refused in a form that fails', async t => {
   t.match((await first).json(), { statusCode: 500, message: 'no form' })
   t.equal((await second).text, 'ok')
   t.match((await post('', '{}')).json(), { statusCode: 500, message: 'no form' })
+})
+
+t.test('G14: a failure that waits behind an outcome is given up with the app, and is not written later', async t => {
+  const [writing, answer, failed, left] = [gate(), gate(), gate(), gate()]
+  let [completes, passes] = [0, 0]
+  const store = faulty({
+    async complete () {
+      if (++completes === 1) fails()
+      writing.open()
+      await answer.promise
+    }
+  })
+  const { app, port } = await start(t, 'memory', {
+    options: { store, keyPrefix: '', closeTimeout: 100 },
+    // Before the plugin's own hook: the failure is with the plugin then.
+    before: app => app.addHook('onSend', async () => { if (++passes === 2) setImmediate(failed.open) }),
+    routes: app => {
+      failBehind(app, async () => await writing.promise)
+      app.post('/', async (_request, reply) => {
+        reply.raw.once('close', left.open)
+        return 'ok'
+      })
+    }
+  })
+  const socket = await cutting(port, head('/', 'k'))
+  await failed.promise
+  socket.destroy()
+  await left.promise
+  await app.close()
+  answer.open()
+  const stored = (): boolean => store.inner.read(storeKey('', undefined, 'k'))?.state === 'completed'
+  await until(stored, 'the outcome that was on its way')
+  await new Promise(resolve => setImmediate(resolve))
+  t.notOk(store.calls.includes('release'), 'what was given up')
 })
