@@ -1,6 +1,6 @@
 /** Keys and responses as the plugin makes them, so that a store can be filled without a million requests. */
 import { hash, randomUUID } from 'node:crypto'
-import { fingerprintOf, storeKey } from '../../lib/protocol/fingerprint.ts'
+import { fingerprintOf, saltOf, storeKey } from '../../lib/protocol/fingerprint.ts'
 import { hashOf } from '../../lib/util/hash.ts'
 import type { StoreOutcome, IdempotencyStore } from '../../lib/index.ts'
 import type { OwnRedis } from '../redis.ts'
@@ -31,7 +31,10 @@ function digest (salt: string): string {
   length.writeUInt32BE(Buffer.byteLength(salt))
   return hash('sha256', Buffer.concat([Buffer.from(REQUEST + salt), length]), 'base64url')
 }
-export const fingerprint = (index: number): string => fingerprintOf(clientKey(index), 'POST', PATH, digest)
+export function fingerprint (index: number): string {
+  const key = clientKey(index)
+  return fingerprintOf(key, 'POST', PATH, digest(saltOf(key, 'POST', PATH)))
+}
 
 /** The handler's answer: names its key, and each execution differs by its `run`. */
 export interface Payment { id: string, run: string, amount: number, status: string, note: string }

@@ -1,3 +1,5 @@
+import type { Socket } from 'node:net'
+import type { FastifyReply } from 'fastify'
 import type { Lease } from '../lease/lease.ts'
 import { settle } from '../lease/settle.ts'
 import { unreplayable, whenOver } from '../protocol/settlement.ts'
@@ -8,24 +10,34 @@ import { hasClosed, holdsKey, type Exchange, type Holding } from './exchange.ts'
 import { progressOf } from './handler-run.ts'
 import { hasEnded } from './outgoing.ts'
 
+const kExchange = Symbol('fastify-idempotency exchange of a response')
+type Watched = FastifyReply['raw'] & { [kExchange]?: Exchange }
+
 /** The response's 'close' tells where no hook runs: hijacked, raw, cut off. */
 export function watchClose (exchange: Exchange): void {
-  const { reply, request } = exchange
-  const { raw } = reply
-  raw.on('close', () => {
-    exchange.closedAt ??= performance.now()
-    afterClose(exchange, performance.now())
-  })
-  // A response that waits for another one on its connection has no socket yet: Node.js emits no 'close' for it.
-  const { socket } = request.raw
-  if (raw.socket !== null) return
-  const onClose = (): void => {
+  const raw: Watched = exchange.reply.raw
+  raw[kExchange] = exchange
+  raw.on('close', onClose)
+  if (raw.socket === null) watchConnection(raw, exchange.request.raw.socket)
+}
+
+/** The listener is shared by all requests: each response knows its exchange. */
+function onClose (this: Watched): void {
+  const exchange = this[kExchange] as Exchange
+  const now = performance.now()
+  exchange.closedAt ??= now
+  afterClose(exchange, now)
+}
+
+/** A response that waits for another one on its connection has no socket yet: Node.js emits no 'close' for it. */
+function watchConnection (raw: FastifyReply['raw'], socket: Socket): void {
+  const closed = (): void => {
     if (raw.socket !== null) return
     raw.destroy()
     raw.emit('close')
   }
-  socket.once('close', onClose)
-  raw.once('close', () => socket.off('close', onClose))
+  socket.once('close', closed)
+  raw.once('close', () => socket.off('close', closed))
 }
 
 /**

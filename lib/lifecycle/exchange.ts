@@ -3,7 +3,7 @@ import { inspect } from 'node:util'
 import type { FastifyReply, FastifyRequest } from 'fastify'
 import type { RouteContext } from '../config/config.ts'
 import type { Holder, Lease } from '../lease/lease.ts'
-import { digestOf, fingerprintOf, stored } from '../protocol/fingerprint.ts'
+import { digestOf, fingerprintOf, saltOf, stored } from '../protocol/fingerprint.ts'
 import type { Admission } from '../protocol/settlement.ts'
 import type { RequestBody } from '../request/body.ts'
 import type { StoreBinding, StoreClaim, StoreOutcome } from '../stores/contract.ts'
@@ -182,14 +182,15 @@ export class Exchange implements Holder {
 
   #compute (): string {
     const { request, route, body, key } = this
-    const target = route.constraints === undefined ? '' : route.constraints(request)
-    if (route.fingerprint === undefined) {
-      return fingerprintOf(
-        key, request.method, this.#url + target, salt => body.digest(salt)
-      )
-    }
-    const narrowed = body.tooLarge ? randomUUID() : this.#narrow(route.fingerprint)
-    return fingerprintOf(key, request.method, pathOf(this.#url) + target, salt => digestOf(narrowed, salt))
+    const { method } = request
+    const constraints = route.constraints === undefined ? '' : route.constraints(request)
+    const own = route.fingerprint
+    const target = (own === undefined ? this.#url : pathOf(this.#url)) + constraints
+    const salt = saltOf(key, method, target)
+    const digest = own === undefined
+      ? body.digest(salt)
+      : digestOf(body.tooLarge ? randomUUID() : this.#narrow(own), salt)
+    return fingerprintOf(key, method, target, digest)
   }
 
   #narrow (fingerprint: NonNullable<RouteContext['fingerprint']>): string | Buffer {

@@ -35,9 +35,13 @@ export function storeKey (prefix: string, scope: string | undefined, key: string
  * The form is `digest.method.hint`: only the digest decides; the method and a salted
  * checksum of the target let a mismatch say what differed.
  */
-export function fingerprintOf (key: string, method: string, target: string, digest: (salt: string) => string): string {
-  const salt = `${key.length}:${key}${method} ${target}`
-  return `${digest(salt).slice(0, DIGEST)}.${method}.${hashOf(target, 0, hashOf(key)) & 0xfffff}`
+export function fingerprintOf (key: string, method: string, target: string, digest: string): string {
+  return `${digest.slice(0, DIGEST)}.${method}.${hashOf(target, 0, hashOf(key)) & 0xfffff}`
+}
+
+/** What is digested beside the body. */
+export function saltOf (key: string, method: string, target: string): string {
+  return `${key.length}:${key}${method} ${target}`
 }
 
 /**
