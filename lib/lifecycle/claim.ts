@@ -207,8 +207,12 @@ function granted (exchange: Exchange, found: StoreClaim, sent: number, done: Don
   if (found.outcome !== 'acquired') return done()
   startLease(exchange, found.takeover, sent)
   // The client left, or was answered by a timeout, before anything ran: nobody will settle the key later.
-  if (hasClosed(exchange)) releaseUnused(exchange, () => done(cutOff()))
+  if (hasClosed(exchange)) leaveUnused(exchange, done)
   else done()
+}
+
+function leaveUnused (exchange: Holding, done: Done): void {
+  releaseUnused(exchange, () => done(cutOff()))
 }
 
 function startLease (exchange: Exchange, takeover: boolean, sent: number): asserts exchange is Holding {
@@ -225,9 +229,15 @@ function startLease (exchange: Exchange, takeover: boolean, sent: number): asser
 
 /** Replay or run: acts on what `claimKey` has learned. `waited`: the holder has been waited for long enough. */
 export function replayOrRun (exchange: Exchange, done: Done, waited = false): void {
-  const { core, claim: found, route, body, storeKey } = exchange
-  if (typeof found !== 'object') return done()
-  if (found.outcome === 'acquired') return goOn(exchange, done)
+  const { claim: found } = exchange
+  if (typeof found !== 'object') done()
+  else if (found.outcome === 'acquired') goOn(exchange, done)
+  else compare(exchange, found, done, waited)
+}
+
+/** Somebody else has the key. */
+function compare (exchange: Exchange, found: Taken, done: Done, waited: boolean): void {
+  const { core, route, body, storeKey } = exchange
   // A holder in this process has told nobody yet what it read.
   if (found.outcome === 'held' && found.fingerprint === '') found.fingerprint = core.renewals.fingerprintOf(storeKey)
   const patience = found.outcome === 'held' && route.inFlight !== 'reject' && !waited ? route.inFlight.wait : 0

@@ -122,7 +122,11 @@ export function claimAndAct (exchange: Exchange | undefined, done: Done): void {
   if (exchange === undefined) return done()
   // A hook has replied, and Fastify cannot tell.
   if (hasBegun(exchange.reply)) return
-  if (exchange.claim !== undefined) return replayOrRun(exchange, done)
+  if (exchange.claim === undefined) claimNow(exchange, done)
+  else replayOrRun(exchange, done)
+}
+
+function claimNow (exchange: Exchange, done: Done): void {
   claimKey(exchange, error => {
     if (error !== undefined) done(error)
     else replayOrRun(exchange, done)

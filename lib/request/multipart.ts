@@ -6,6 +6,7 @@ const PARAMETER = /;\s*([\w-]+)=(?:"([^"\\]*)"|([^\s;"\\,]+))/
  * section 8.3.1).
  */
 const MULTIPART = new RegExp(`^multipart/[\\w.+-]+(?:\\s*${PARAMETER.source})+\\s*$`, 'i')
+const MAY_BE_MULTIPART = /^\s*multipart\//i
 /** RFC 2046, section 5.1.1. */
 const IS_BOUNDARY = /^[\w'()+,./:=? -]{0,69}[\w'()+,./:=?-]$/
 
@@ -18,7 +19,7 @@ export interface Multipart {
 
 /** Reads a Content-Type; `undefined` unless it is multipart. */
 export function multipartOf (contentType: string | undefined): Multipart | undefined {
-  if (contentType === undefined || !/^\s*multipart\//i.test(contentType)) return undefined
+  if (contentType === undefined || !MAY_BE_MULTIPART.test(contentType)) return undefined
   const parameters = MULTIPART.test(contentType) ? Array.from(contentType.matchAll(new RegExp(PARAMETER, 'g'))) : []
   const [found, another] = parameters.filter(([, name]) => name?.toLowerCase() === 'boundary')
   const boundary = found?.[2] ?? found?.[3] ?? ''

@@ -9,7 +9,12 @@ export function isThenable (value: unknown): value is PromiseLike<unknown> {
  */
 export function promiseOf<T> (thenable: PromiseLike<T>): Promise<T> {
   const isPlain = thenable instanceof Promise && thenable.then === Promise.prototype.then
-  return isPlain ? thenable as Promise<T> : new Promise(resolve => { resolve(thenable) })
+  return isPlain ? thenable as Promise<T> : adopted(thenable)
+}
+
+/** A function of its own: what a closure may need is made wherever it could be. */
+function adopted<T> (thenable: PromiseLike<T>): Promise<T> {
+  return new Promise(resolve => { resolve(thenable) })
 }
 
 /** What was thrown, as an Error: a rejection with nothing would count as success. */
