@@ -1,5 +1,6 @@
 /** The second way in: routes that were declared before the plugin was loaded. */
 import { channel } from 'node:diagnostics_channel'
+import type { IncomingMessage } from 'node:http'
 import Fastify, { type FastifyInstance } from 'fastify'
 import t, { type Test } from 'tap'
 import idempotency, { MemoryStore, type FastifyIdempotencyOptions } from '../lib/index.ts'
@@ -137,5 +138,26 @@ t.test('G12: beside earlier routes, later ones are served by their own hooks', a
   t.same(said[0]?.routes, ['POST /earlier'])
   for (const url of ['/earlier', '/later', '/out']) {
     t.same([await postTo(app, url, 'POST', url), await postTo(app, url, 'POST', url)], [false, url !== '/out'], url)
+  }
+})
+
+t.test('G12: beside earlier routes, a later one with a constraint of the application\'s own is served', async t => {
+  const handlers = new Map<unknown, unknown>()
+  const { app } = await early(t, app => {
+    app.addConstraintStrategy({
+      name: 'region',
+      storage: () => ({
+        get: (key: string) => handlers.get(key) ?? null,
+        set: (key: string, value: unknown) => { handlers.set(key, value) }
+      }),
+      deriveConstraint: (request: IncomingMessage) => request.headers['x-region']
+    } as never)
+    app.post('/earlier', handler)
+    app.register(async app => app.post('/later', { constraints: { region: 'eu' } as never }, handler))
+  })
+  for (const key of [undefined, 'k', 'k']) {
+    const headers = { 'x-region': 'eu', ...(key === undefined ? {} : { 'idempotency-key': key }) }
+    const { statusCode, body } = await app.inject({ method: 'POST', url: '/later', headers, payload: {} })
+    t.same([statusCode, body], [200, 'ok'], key ?? 'without a key')
   }
 })

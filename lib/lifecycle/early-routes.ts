@@ -1,4 +1,4 @@
-import type { FastifyInstance, FastifyRequest, HTTPMethods } from 'fastify'
+import type { FastifyContextConfig, FastifyInstance, FastifyRequest, HTTPMethods } from 'fastify'
 import type { RouteContext } from '../config/config.ts'
 import { customStrategies, presentedConstraints } from '../config/constraints.ts'
 import { routeConfig } from '../config/route-config.ts'
@@ -42,19 +42,23 @@ function urlsIn (tree: string, mark: string): string[] {
   return urls
 }
 
+/** Marks the config of a route that `onRoute` has shown. */
+const kSeen = Symbol('fastify-idempotency seen')
+type Marked = FastifyContextConfig & { [kSeen]?: true }
+
 /** Whether and how routes take part that `onRoute` has not shown. */
 export class EarlyRoutes {
   readonly #core: Core
   readonly #known = new WeakMap<object, { route: RouteContext, covered: ReadonlySet<string> } | null>()
-  readonly #seen = new WeakSet<object>()
   #strategies: string[] | undefined
 
   constructor (core: Core, instance: FastifyInstance) {
     this.#core = core
     instance.addHook('onRoute', route => {
-      // A copy: the user's own object may also serve a route that was declared earlier.
-      route.config = { ...route.config }
-      this.#seen.add(route.config)
+      // A copy: the user's own object may also serve a route that was declared earlier. Fastify makes another one of
+      // it, with all that it has.
+      const config: Marked = { ...route.config, [kSeen]: true }
+      route.config = config
     })
   }
 
@@ -72,7 +76,7 @@ export class EarlyRoutes {
   of (request: FastifyRequest): RouteContext | undefined {
     if (request.is404) return undefined
     const { config, method, url, bodyLimit } = request.routeOptions
-    if (this.#seen.has(config)) return undefined
+    if ((config as Marked)[kSeen] === true) return undefined
     let known = this.#known.get(config)
     if (known === undefined) {
       const found = routeConfig(this.#core.config, config.idempotency, [method].flat(), String(url))
