@@ -300,12 +300,12 @@ t.test('G2: a late failure whose body was never read is refused as well', async 
 })
 
 t.test('G2: a late holder is refused in a form that fails', async t => {
-  const finish = gate()
+  const [finish, finishSecond] = [gate(), gate()]
   let runs = 0
   const { post, app } = await start(t, 'memory', {
     options: { errors: () => { throw new Error('no form') } },
     routes: app => app.post('/', async () => {
-      if (runs++ === 0) await finish.promise; else await new Promise(resolve => setTimeout(resolve, 100))
+      await (runs++ === 0 ? finish : finishSecond).promise
       return 'ok'
     })
   })
@@ -315,6 +315,7 @@ t.test('G2: a late holder is refused in a form that fails', async t => {
   await until(async () => (await app.idempotency.inspect({ key: 'k' }))?.state === 'held', 'the second claim')
   finish.open()
   t.match((await first).json(), { statusCode: 500, message: 'no form' })
+  finishSecond.open()
   t.equal((await second).text, 'ok')
   t.match((await post('', '{}')).json(), { statusCode: 500, message: 'no form' })
 })

@@ -1,4 +1,3 @@
-import { setTimeout as sleep } from 'node:timers/promises'
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
 import t from 'tap'
 import { MemoryStore, RedisStore, type IdempotencyStore, type RedisStoreClient } from '../lib/index.ts'
@@ -110,12 +109,16 @@ t.test('a store that does not answer: a step is a 503, late records are used, by
   const faults: Parameters<typeof faulty>[0] = {}
   const store = faulty(faults)
   let record: (() => Promise<void>) | undefined
-  const late = gate()
+  const [late, noted] = [gate(), gate()]
   const lines: string[] = []
   const { inner } = store
   const slow: IdempotencyStore = {
     ...store,
-    async record (...args) { await record?.(); return inner.record(...args) },
+    async record (...args) {
+      await record?.()
+      setImmediate(noted.open)
+      return inner.record(...args)
+    },
     recorded: key => inner.recorded(key)
   }
   let charged = 0
@@ -130,7 +133,7 @@ t.test('a store that does not answer: a step is a 503, late records are used, by
         const code = await step('charge', work).catch((error: { code: string }) => error.code)
         record = undefined
         late.open()
-        await sleep(20)
+        await noted.promise
         return { code, charge: await step('charge', work) }
       })
       app.post('/bypass', async request => {

@@ -108,8 +108,8 @@ for (const mode of STORES) {
     }
     for (const [what, watch] of Object.entries(watches)) {
       const finish = gate()
-      const entered = gate()
-      const options = await wrapped(mode, () => ({ watch: watch as never }))
+      const [entered, asked] = [gate(), gate()]
+      const options = await wrapped(mode, () => ({ watch: () => { asked.open(); return watch() as never } }))
       const { post } = await start(t, mode, {
         options: { ...options, inFlight: { wait: 20_000 } },
         routes: app => app.post('/', async () => {
@@ -121,7 +121,7 @@ for (const mode of STORES) {
       const first = post('k', '{}')
       await entered.promise
       const second = post('k', '{}')
-      await sleep(20)
+      await asked.promise
       finish.open()
       t.match(await first, { text: 'once', replayed: false }, what)
       t.match(await second, { text: 'once', replayed: true }, what)
