@@ -32,7 +32,10 @@ export class Renewals {
     else this.#last.next = lease
     this.#last = lease
     const period = Math.max(1, Math.min(lease.holder.route.lease / 3, TELL_MS) / 2)
-    if (this.#timer !== undefined && period >= this.#period) return
+    if (this.#timer === undefined || period < this.#period) this.#start(period)
+  }
+
+  #start (period: number): void {
     clearInterval(this.#timer)
     this.#period = period
     this.#timer = setInterval(() => this.#turn(), period).unref()

@@ -10,6 +10,17 @@ const EXACT = new Set<string | null>([null, 'latin1', 'binary', 'hex', 'base64',
 /** Used within one call only. */
 const SCRATCH = Buffer.allocUnsafeSlow(65_536)
 
+/** Its beginnings by their length, made once each: a view of a few bytes takes a hundred. */
+const BEGINNINGS = new Array<Buffer | undefined>(1_024).fill(undefined)
+
+function beginning (length: number): Buffer {
+  const known = BEGINNINGS[length]
+  if (known !== undefined) return known
+  const made = SCRATCH.subarray(0, length)
+  if (length < BEGINNINGS.length) BEGINNINGS[length] = made
+  return made
+}
+
 /** Where a stream has the body that watches it, for `unshift`. */
 const kBody = Symbol('fastify-idempotency body')
 
@@ -96,9 +107,7 @@ export class RequestBody {
     if (bodyLength + suffix.length * 3 + 4 <= SCRATCH.length) {
       first?.copy(SCRATCH)
       const suffixLength = SCRATCH.write(suffix, bodyLength)
-      return hash(
-        'sha256', SCRATCH.subarray(0, SCRATCH.writeUInt32BE(suffixLength, bodyLength + suffixLength)), 'base64url'
-      )
+      return hash('sha256', beginning(SCRATCH.writeUInt32BE(suffixLength, bodyLength + suffixLength)), 'base64url')
     }
     const tail = Buffer.alloc(4)
     tail.writeUInt32BE(Buffer.byteLength(suffix))

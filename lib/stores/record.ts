@@ -47,9 +47,12 @@ export function recordOf (outcome: StoreOutcome): string | Buffer {
   return typeof body === 'string' ? headOf(outcome) + body : Buffer.concat([Buffer.from(headOf(outcome)), body])
 }
 
+/** The usual lengths as they stand before a field: made once, not with each. */
+const LENGTHS = Array.from({ length: 128 }, (_, length) => `${length}:`)
+
 /** All of a record that stands before the body. */
 export function headOf ({ fingerprint, status, replayable, headers, text }: StoreOutcome): string {
-  let fields = `${fingerprint.length}:${fingerprint}`
+  let fields = withLength(fingerprint)
   for (const [name, value] of headers) {
     // A header with several values has several lines.
     if (typeof value === 'string') fields += fieldOf(name) + fieldOf(value)
@@ -99,7 +102,11 @@ function numberIn (bytes: Buffer, start: number, end: number, radix: number): nu
 }
 
 function fieldOf (text: string): string {
-  return NOT_ASCII.test(text) ? encoded(text) : `${text.length}:${text}`
+  return NOT_ASCII.test(text) ? encoded(text) : withLength(text)
+}
+
+function withLength (text: string): string {
+  return (LENGTHS[text.length] ?? `${text.length}:`) + text
 }
 
 // eslint-disable-next-line no-control-regex -- all of ASCII
