@@ -35,6 +35,10 @@ export default [
     rules: { '@stylistic/max-len': ['error', 120] }
   },
   {
+    files: ['test/**/*.{js,ts}'],
+    rules: { 'max-lines': ['error', 399] }
+  },
+  {
     files: ['{lib,examples,benchmarks}/**/*.{js,ts}'],
     // Two, since the rule counts `() => { one() }` as two.
     rules: { '@stylistic/max-statements-per-line': ['error', { max: 2 }] }

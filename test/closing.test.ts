@@ -1,20 +1,17 @@
+/** What may be left when `app.close()` is called, and what becomes of it. */
 import { once } from 'node:events'
 import { Agent } from 'node:http'
 import type { AddressInfo, Socket } from 'node:net'
-import { Readable } from 'node:stream'
-import Fastify, {
-  type FastifyInstance, type FastifyReply, type FastifyRequest, type FastifyServerOptions
-} from 'fastify'
+import Fastify, { type FastifyInstance, type FastifyServerOptions } from 'fastify'
 import t, { type Test } from 'tap'
 import idempotency, {
   MemoryStore, type StoreClaim, type FastifyIdempotencyOptions, type IdempotencyStore
 } from '../lib/index.ts'
 import { idOf } from '../lib/protocol/fingerprint.ts'
 import { gate, MODES, send, stopRedis, storeOptions, until, type Gate, type Mode } from './fixtures/app.ts'
+import { entered, LEFT, logged, type Line, type Row, type Stop } from './fixtures/closing-table.ts'
 import { cutting, head } from './fixtures/cut.ts'
 import { fails, faulty, hangs, type Faults } from './fixtures/faulty.ts'
-
-/** What may be left when `app.close()` is called, and what becomes of it. */
 
 t.teardown(stopRedis)
 
@@ -22,147 +19,6 @@ const JSON_BODY = 'Content-Type: application/json\r\nContent-Length: 2\r\n'
 /** Never reached where all is well. */
 const LONG = 30_000
 const SHORT = 150
-
-interface Line { level: number, msg: string, ids?: string[] }
-
-/** A log, as lines. */
-function logged (): { lines: Line[], fastify: FastifyServerOptions } {
-  const lines: Line[] = []
-  const stream = { write (line: string) { lines.push(JSON.parse(line) as Line) } }
-  return { lines, fastify: { logger: { level: 'warn', stream } } }
-}
-
-/** A handler that is inside, and what lets it go on. */
-interface Stop { entered: Gate, go: Gate }
-type Handler = (stop: Stop, request: FastifyRequest, reply: FastifyReply) => unknown
-
-/** Keys that are told as left; `state` of the key afterwards. `early`: on a route declared first, where it differs. */
-interface Expected { left: 0 | 1, state: 'completed' | 'freed' | 'held' }
-interface Row extends Expected { name: string, handler: Handler, options?: Record<string, unknown>, early?: Expected }
-
-const entered = async ({ entered, go }: Stop): Promise<void> => {
-  entered.open()
-  await go.promise
-}
-const never = async (stop: Stop): Promise<never> => {
-  stop.entered.open()
-  return await new Promise(() => {})
-}
-
-/** The client has left when `app.close()` is called; handlers that wait for `go` go on after it. */
-const LEFT: Row[] = [
-  {
-    name: 'a handler that ends',
-    handler: async stop => {
-      await entered(stop)
-      return 'ok'
-    },
-    left: 0,
-    state: 'completed'
-  },
-  {
-    name: 'a handler that ends with nothing',
-    handler: async (stop, _request, reply) => {
-      reply.code(204)
-      await entered(stop)
-    },
-    left: 0,
-    state: 'completed'
-  },
-  {
-    name: 'a handler that fails',
-    handler: async stop => {
-      await entered(stop)
-      throw new Error('failed')
-    },
-    left: 0,
-    state: 'freed'
-  },
-  {
-    name: 'a callback handler that replies',
-    handler: (stop, _request, reply) => {
-      entered(stop).then(() => reply.send('ok'), () => {})
-    },
-    left: 0,
-    state: 'completed'
-  },
-  {
-    name: 'a reply that somebody else sends',
-    handler: async (stop, _request, reply) => {
-      entered(stop).then(() => reply.send('ok'), () => {})
-      return reply
-    },
-    left: 0,
-    state: 'completed'
-  },
-  {
-    name: 'a reply that nobody sends',
-    handler: async (stop, _request, reply) => {
-      stop.entered.open()
-      await new Promise(resolve => setImmediate(resolve))
-      return reply
-    },
-    options: { lease: 300 },
-    left: 0,
-    state: 'completed'
-  },
-  {
-    name: 'a stream',
-    handler: async stop => Readable.from((
-      async function * () { yield 'a'; await entered(stop); yield 'b' }
-    )()),
-    left: 0,
-    state: 'completed'
-  },
-  {
-    name: 'a hijacked reply that ends',
-    handler: async (stop, _request, reply) => {
-      reply.hijack()
-      await entered(stop)
-      reply.raw.end('ok')
-    },
-    left: 0,
-    state: 'completed'
-  },
-  {
-    name: 'a raw reply that ends',
-    handler: (stop, _request, reply) => {
-      entered(stop).then(() => reply.raw.end('ok'), () => {})
-    },
-    options: { lease: 300 },
-    left: 0,
-    state: 'completed'
-  },
-  { name: 'a handler that never ends', handler: never, left: 1, state: 'held' },
-  {
-    name: 'a callback handler that never replies',
-    handler: stop => {
-      never(stop).catch(() => {})
-    },
-    left: 1,
-    state: 'held'
-  },
-  // Whether a hijacked handler is asynchronous is not known there: done, with its response unknown, it does not run
-  // again.
-  {
-    name: 'a hijacked handler that never ends',
-    handler: async (stop, _request, reply) => {
-      reply.hijack()
-      return await never(stop)
-    },
-    left: 1,
-    state: 'held',
-    early: { left: 0, state: 'completed' }
-  },
-  {
-    name: 'a stream whose source never ends',
-    handler: async stop => Readable.from(
-      (async function * () { yield 'a'; await never(stop) })()
-    ),
-    left: 1,
-    state: 'held'
-  }
-]
 
 interface Played { app: FastifyInstance, socket: Socket, stop: Stop, lines: Line[], key: string }
 

@@ -74,7 +74,9 @@ if (program === undefined) {
         return status === 200 ? json()['id'] : status
       }
       // Without a key it is a plain transaction.
-      const ids = await Promise.all(Array.from({ length: 40 }, async (_, i) => await send(i % 4 === 0 ? undefined : `k${i}`)))
+      const ids = await Promise.all(
+        Array.from({ length: 40 }, async (_, i) => await send(i % 4 === 0 ? undefined : `k${i}`))
+      )
       const rows = await run(url, 'select id from effects order by id')
       t.same(rows.map(({ id }) => id), ids.toSorted((a, b) => Number(a) - Number(b)))
     })
