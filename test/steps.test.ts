@@ -51,7 +51,7 @@ for (const mode of MODES) {
         ) => {
           runs++
           await use(request)
-          return await reply.code(500).send('fails')
+          return await reply.code(500).send({ code: 'failed' })
         }
         app.post('/step', { schema }, failing(async ({ idempotency }) => await idempotency.step('one', () => 1)))
         app.post('/failed', failing(

@@ -87,6 +87,17 @@ t.test('G16: of many who record one step at once the first wins, and all are tol
   }
 })
 
+t.test('G14: a kept response takes the place of what was recorded: its row has no steps', async t => {
+  const pool = poolOf(t, await newDatabase(await postgresServer()))
+  const store = await emptyStore(pool)
+  const steps = async (): Promise<unknown> => (await pool.query('select steps from idempotency_keys')).rows
+  await store.claim('k', request)
+  await store.record('k', request.token, 'f', 'charge', '1')
+  t.match(await steps(), [{ steps: {} }])
+  await store.complete('k', request.token, { ...outcome, headers: [] }, 60_000)
+  t.same(await steps(), [{ steps: null }])
+})
+
 t.test('G14: expired rows are deleted a few at a time, as keys end; locked rows are left', async t => {
   const url = await newDatabase(await postgresServer())
   const pool = poolOf(t, url)
