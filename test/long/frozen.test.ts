@@ -1,6 +1,6 @@
 import { randomUUID } from 'node:crypto'
 import t from 'tap'
-import { MemoryStore, type RedisStoreClient } from '../../lib/index.ts'
+import { MemoryStore, RedisStore, type RedisStoreClient } from '../../lib/index.ts'
 import { storeKey } from '../../lib/protocol/fingerprint.ts'
 import { gate, redisClient, start, STORES, stopRedis, until } from '../fixtures/app.ts'
 import { faulty, listen, type Faults } from '../fixtures/faulty.ts'
@@ -189,8 +189,8 @@ t.test('G2: a holder that alone cannot reach the store shows no outcome once its
 t.test('G10: an answer that is there already counts, though the process was frozen past the time for it', async t => {
   const client = await redisClient()
   const prefix = `{${randomUUID()}}`
-  // Connects to the very server that will hold the key.
-  await client.get(prefix)
+  // Connects to the very server that will hold the key, and gives it the script: one freeze, one answer.
+  await new RedisStore(client).claim(prefix, { token: 'x'.repeat(36), lease: 60_000, ttl: 60_000, takeover: true })
   const redis: RedisStoreClient = {
     callBuffer: async (command, ...args) => {
       const answer = client.callBuffer(command, ...args)
