@@ -84,7 +84,7 @@ for (const [by, name] of READ) {
       t.same(await other.executionsOf(key), [])
     })
 
-    await t.test('G16: a key that was freed after a step is bound to its request, and the step does not run again', async t => {
+    await t.test('G16: a key that was freed after a step stays bound, and the step does not run again', async t => {
       const key = randomUUID()
       await freedAfterAStep(t, holder, key)
       t.equal((await recordOf(key)).includes(NOTE), by === 'writer', 'the new section')
@@ -118,7 +118,7 @@ for (const [by, name] of READ) {
 }
 
 for (const [by, name] of [['version 2', 'current'], ['current', 'version 2']] as const) {
-  t.test(`two builds on one Redis: what "${by}" has written is a version that "${name}" refuses, and nothing runs`, async t => {
+  t.test(`two builds on one Redis: the version that "${by}" writes, "${name}" refuses, and nothing runs`, async t => {
     const [holder, other] = [running[by], running[name]]
     holder.path = other.path = '/'
     const key = randomUUID()
@@ -143,7 +143,7 @@ for (const [by, name] of [['version 2', 'current'], ['current', 'version 2']] as
   })
 }
 
-t.test('two builds on one Redis: a section that "current" does not know is refused, nothing runs, and who knows it goes on', async t => {
+t.test('two builds on one Redis: a section that "current" does not know is refused, and nothing runs', async t => {
   const { writer, current } = running
   const key = randomUUID()
   await freedAfterAStep(t, writer, key)
