@@ -25,7 +25,7 @@ export function watchClose (exchange: Exchange): void {
 function onClose (this: Watched): void {
   const exchange = this[kExchange] as Exchange
   const now = performance.now()
-  exchange.closedAt ??= now
+  exchange.closedAt = Math.min(exchange.closedAt, now)
   afterClose(exchange, now)
 }
 
@@ -47,7 +47,7 @@ function watchConnection (raw: FastifyReply['raw'], socket: Socket): void {
 export function checkOver ({ holder }: Lease, now: number): void {
   const exchange = holder as Exchange
   const closed = hasClosed(exchange)
-  if (closed) exchange.closedAt ??= now
+  if (closed) exchange.closedAt = Math.min(exchange.closedAt, now)
   if (closed || exchange.reply.raw.writableEnded) afterClose(exchange, now)
 }
 

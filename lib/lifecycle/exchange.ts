@@ -69,8 +69,8 @@ export class Exchange implements Holder {
   override: 'keep' | 'release' | undefined
   /** The kept outcome that answers this request, and its payload as hooks see it. */
   replay: { outcome: StoreOutcome, payload: string | Buffer | null } | undefined
-  /** When the response was over, by the monotonic clock. */
-  closedAt: number | undefined
+  /** When the response was over, by the monotonic clock; `Infinity` until then. */
+  closedAt = Infinity
   #admission: Admission = 'pending'
   #fingerprint = ''
 

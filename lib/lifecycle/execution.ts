@@ -60,7 +60,7 @@ async function fingerprintOf (exchange: Exchange): Promise<string> {
       throw new Error('fastify-idempotency: the request body must be read, or be under way, before this is called')
     }
     await new Promise<void>((resolve, reject) => {
-      body.drain('keep', error => {
+      exchange.readRest('keep', error => {
         if (error === undefined) resolve()
         else reject(error)
       })

@@ -82,5 +82,5 @@ export class HandlerRun {
 export function progressOf ({ run, closedAt, route }: Exchange, now: number): HandlerProgress {
   if (run === undefined) return 'none'
   if (run.phase !== 'delegated' || run.replied) return run.phase
-  return now - Math.max(closedAt ?? now, run.delegatedAt) >= route.lease ? 'silent' : 'delegated'
+  return now - Math.max(closedAt, run.delegatedAt) >= route.lease ? 'silent' : 'delegated'
 }

@@ -36,8 +36,8 @@ export class Waiter {
   #watchFailed = false
   /** A claim of it has not been answered in time: it may be granted late, and used by the next one. */
   uncertain = false
-  /** Ends its turn. */
-  wake: () => void = () => {}
+  /** Ends its turn; set by each. */
+  wake!: () => void
 
   constructor (exchange: Exchange, wait: number) {
     this.#exchange = exchange

@@ -126,7 +126,7 @@ export class RequestBody {
    * `limit`: bytes, beyond which a body that is compared ends with a 413. `stalled`: the handler has stopped reading.
    */
   drain (
-    purpose: 'compare' | 'keep' | 'answered', done: (error?: Error) => void, limit = Infinity, stalled = notHeard
+    purpose: 'compare' | 'keep' | 'answered', done: (error?: Error) => void, limit = Infinity, stalled?: () => void
   ): void {
     if (this.whole) return this.length > limit ? done(tooLarge()) : done()
     if (this.length > limit || Number(this.#request.headers['content-length']) > limit) return done(tooLarge())
@@ -280,7 +280,6 @@ export class RequestBody {
 }
 
 const NOTHING = Buffer.alloc(0)
-const notHeard = (): void => {}
 
 type Tapped = Readable & { [kBody]?: RequestBody }
 

@@ -8,7 +8,7 @@ const STALL_MS = 10_000
  * no room for waits in memory, up to 16 MiB; beyond that the pipe sets the pace, and is taken
  * off once it has not moved for 10 s: whoever reads may have stopped for good.
  */
-export function readAhead (stream: Readable, takenOff: () => void): void {
+export function readAhead (stream: Readable, takenOff: (() => void) | undefined): void {
   let passed = 0
   let stalled: NodeJS.Timeout | undefined
   const resume = (): void => { stream.resume() }
@@ -21,7 +21,7 @@ export function readAhead (stream: Readable, takenOff: () => void): void {
     if (passed < MAX_AHEAD_BYTES) return setImmediate(resume)
     clearTimeout(stalled)
     stalled = setTimeout(() => {
-      takenOff()
+      takenOff?.()
       stream.unpipe().resume()
     }, STALL_MS).unref()
   })
