@@ -6,7 +6,7 @@ import type { Config } from './config.ts'
 
 export interface Chosen {
   store: IdempotencyStore
-  /** Whether a shared client has come too late. */
+  /** Whether a shared client was registered too late. */
   fellBack: () => boolean
 }
 

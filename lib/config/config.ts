@@ -114,7 +114,7 @@ export function parseOptions (options: FastifyIdempotencyOptions, supported: rea
   }
 }
 
-/** What no option can be wrong in by itself. */
+/** What only options together can be wrong in. */
 function checkTogether ({ store, redis, methods, minReplicas }: Own, supported: readonly string[]): void {
   if (store !== undefined && redis !== undefined) {
     throw new TypeError('fastify-idempotency: options "store" and "redis" exclude each other; give the one that ' +
@@ -141,7 +141,7 @@ function withKeyName (route: Omit<RouteConfig, 'keyName'>, headerName: string): 
   return { ...route, keyName: route.key === undefined ? headerName : 'idempotency key' }
 }
 
-/** Whether nobody has thought of whose keys they are. */
+/** Whether it was left to the default whose keys they are. */
 export function hasDefaultScope ({ scope }: RouteConfig): boolean {
   return scope === credentials
 }

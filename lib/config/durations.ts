@@ -1,7 +1,7 @@
 import { parse } from '@lukeed/ms'
 import type { Rule } from './rules.ts'
 
-/** Node.js's timers know no longer delay. */
+/** The longest delay that Node.js's timers know. */
 export const MAX_TIMER = 2 ** 31 - 1
 /** 278 years; what is added to the time of day stays exact. */
 export const MAX_TTL = 2 ** 43

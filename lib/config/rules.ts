@@ -86,7 +86,7 @@ function readInFlight (value: unknown): 'reject' | { wait: number } | undefined 
   return wait === undefined ? undefined : { wait }
 }
 
-/** `Retry-After` knows no parts of a second (RFC 9110, section 10.2.3). */
+/** `Retry-After` has whole seconds only (RFC 9110, section 10.2.3). */
 function readSeconds (value: unknown): number | undefined {
   const ms = TIMER.read(value)
   return ms === undefined ? undefined : Math.ceil(ms / 1_000)

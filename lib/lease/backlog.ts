@@ -16,11 +16,11 @@ export interface Unused extends Subject {
 interface Item {
   readonly id: string
   readonly bytes: number
-  /** At most as long as this is waited between two tries, in ms. */
+  /** The longest wait between two tries, in ms. */
   readonly maxDelay: number
   /** One try. */
   run (done: (error: unknown) => void): void
-  /** One try has failed; answers what is to be tried next. */
+  /** One try has failed; returns what is to be tried next. */
   failed (error: unknown): Item
 }
 
@@ -94,7 +94,7 @@ export class Backlog {
     if (this.#items.size > 0) await new Promise<void>(resolve => { this.#idle.push(resolve) })
   }
 
-  /** Ends all tries; answers the ids of the keys whose claims could not be given back. */
+  /** Ends all tries; returns the ids of the keys whose claims could not be given back. */
   stop (): string[] {
     clearTimeout(this.#timer)
     this.#busy = true
@@ -134,7 +134,7 @@ export class Backlog {
       if (error !== null) return this.#failed(item, error)
       this.#remove(item)
       this.#delay = RETRY_MS
-      // Not at once: a store that answers at once would be asked from ever deeper calls.
+      // Not at once: calls would nest ever deeper where the store answers at once.
       setImmediate(() => this.#turn())
     })
   }

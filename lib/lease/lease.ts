@@ -79,13 +79,13 @@ export class Lease {
     return this.#state
   }
 
-  /** @throws {Error} when the transition is not in the table: a bug that has to be heard of. */
+  /** @throws {Error} when the transition is not in the table: a bug that must not go unnoticed. */
   to (state: LeaseState): void {
     if (!TRANSITIONS[this.#state].includes(state)) throw new Error(`A lease cannot go from ${this.#state} to ${state}`)
     this.#state = state
   }
 
-  /** The key is no longer this request's to decide about. */
+  /** This request no longer decides about the key. */
   get isFinal (): boolean {
     return this.#state === 'superseded' || this.#state === 'given-up'
   }

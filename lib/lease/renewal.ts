@@ -20,7 +20,7 @@ export class Renewals {
   #period = Infinity
   readonly #idle: Array<() => void> = []
 
-  /** `onTurn` is called of each lease, again and again, until it is over. */
+  /** `onTurn` is called with each lease, again and again, until it is over. */
   constructor (calls: StoreCalls, onTurn: (lease: Lease, now: number) => void) {
     this.#calls = calls
     this.#onTurn = onTurn
@@ -118,7 +118,7 @@ export class Renewals {
     this.renew(lease, now, (error, renewed) => {
       if (error !== null) {
         lease.failures++
-        // Again at the next turn: an outage that is short of a lease must not cost the key.
+        // Again at the next turn: an outage shorter than a lease must not cost the key.
         lease.renewedAt = Math.min(lease.renewedAt, lease.confirmedAt)
       }
       // The answer to the outcome decides, not a renewal's that was under way.

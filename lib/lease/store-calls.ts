@@ -167,7 +167,7 @@ export class StoreCalls {
     }, (error: unknown) => settle(errorFrom(error)))
   }
 
-  /** What came of the operation has begun what follows from it. */
+  /** What follows from the operation has begun. */
   #over (): void {
     if (--this.#pending === 0) for (const resolve of this.#idle.splice(0)) resolve()
   }

@@ -93,7 +93,7 @@ function beginReplay (exchange: Exchange, outcome: StoreOutcome): NonNullable<Ex
 }
 
 /**
- * The payload of a replay in onSend: hooks before ours have run over it a second time, which this undoes. `last`:
+ * The payload of a replay in onSend: hooks before ours have acted on it a second time, which this undoes. `last`:
  * nobody else sees the payload.
  */
 export function replayedPayload (

@@ -195,7 +195,7 @@ function storeFailed (exchange: Exchange, cause: Error, done: Done): void {
   }, done)
 }
 
-/** A store that is away may be passed by; a record that cannot be read, or an answer that is none, may not. */
+/** A store that is away may be bypassed; a record that cannot be read, or an answer that is none, may not. */
 function mayBypass ({ route }: Exchange, cause: Error): boolean {
   return route.onStoreError === 'bypass' && !(
     cause instanceof UnreadableRecordError || cause instanceof StoreAnswerError

@@ -42,7 +42,7 @@ export class Exchange implements Holder {
   readonly #url: string
   body: RequestBody
   key = ''
-  /** As the route's `scope` has answered; derived keys need it. */
+  /** What the route's `scope` returned; derived keys need it. */
   scope: string | undefined
   id = ''
   /** The key's name in the store: made once, since V8 copies a concatenated string where it is looked up. */
@@ -89,7 +89,7 @@ export class Exchange implements Holder {
     slot[kExchange] = this
   }
 
-  /** From here on the plugin does nothing for this request, but let a body pass that nobody reads. */
+  /** From here on the plugin does nothing for this request, except let a body pass that nobody reads. */
   stepAside (): void {
     const slot = this.request as Slot
     slot[kExchange] = undefined
@@ -175,7 +175,7 @@ export class Exchange implements Holder {
     try {
       return this.body.whole ? this.fingerprint : ''
     } catch {
-      // What a route's own function throws comes up where the request is answered.
+      // What a route's own function throws is raised where the request is answered.
       return ''
     }
   }
@@ -196,7 +196,7 @@ export class Exchange implements Holder {
   #narrow (fingerprint: NonNullable<RouteContext['fingerprint']>): string | Buffer {
     try {
       const narrowed = fingerprint(this.request, this.body.bytes())
-      // Refused for its type; that it fails as well would be nobody's to hear.
+      // Refused for its type: nobody would hear that it fails as well.
       if (isThenable(narrowed)) promiseOf(narrowed).catch(() => {})
       return narrowed
     } catch (thrown) {

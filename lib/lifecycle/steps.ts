@@ -35,7 +35,7 @@ export type IdempotencyStep = <T>(
 export class StepNames {
   readonly #used = new Set<string>()
 
-  /** @throws {TypeError} for a name that is none, or comes again. */
+  /** @throws {TypeError} for a name that is not one, or is used again. */
   async enter<T> (name: string, run: () => Promise<T>): Promise<T> {
     // What stores keep as UTF-8 must come back as it was.
     if (typeof name !== 'string' || name === '' || Buffer.from(name).toString() !== name) {

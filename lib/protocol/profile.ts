@@ -53,7 +53,7 @@ const ietf: Profile = {
   },
   fields: type => ({
     'content-language': 'en',
-    // As a URI that a header can carry; a function of the application's may answer with another thing.
+    // As a URI that a header can carry; a function of the application's may return something else.
     ...(type === undefined || !URL.canParse(type)
       ? {}
       : { link: `<${new URL(type).href}>; rel="describedby"; type="text/html"` })

@@ -53,7 +53,7 @@ export class RequestBody {
   #limit = Infinity
   /** Bytes that a reader has put back: they come a second time. */
   #again = 0
-  /** What those wait for who need the end. */
+  /** Called at the end, for those who wait for it. */
   #settled: Promise<Error | undefined> | undefined
   #resolve: ((error?: Error) => void) | undefined
   #stopWatching: (() => void) | undefined

@@ -48,7 +48,7 @@ create index if not exists ${index} on ${t} (expires_at);
 
     /**
      * The first statement of a transaction: $1 key, $2 name, $3 token, $4 attempt, $5 fingerprint, $6 ms to live, $7 ms
-     * that the session may be idle in this transaction. Answers whether the lock was had, the row's place where this
+     * that the session may be idle in this transaction. Returns whether the lock was taken, the row's place where this
      * transaction has it, and another execution's fence. Whoever has the row open is waited for.
      *
      * With an old snapshot a fence may be there that cannot be seen. An insert in its place meets it all the same:

@@ -44,7 +44,7 @@ export interface Transaction<Tx, Options> {
   readonly schema: string
   /** Forgets the results of a key, by its `id` (`request.idempotency.id`); `false` if there was none. */
   forget (id: string): Promise<boolean>
-  /** Deletes rows that have expired, the oldest first and at most `limit` (default 1,000); answers how many. */
+  /** Deletes rows that have expired, the oldest first and at most `limit` (default 1,000); returns how many. */
   sweep (limit?: number): Promise<number>
 }
 

@@ -188,7 +188,7 @@ async function withApp (
   }
 }
 
-/** The replay that a client gets that goes on sending again. */
+/** The replay that a client gets if it keeps sending. */
 async function replayOf (post: App['post']): Promise<Answer> {
   for (let i = 0; i < 300; i++) {
     const answer = await post('k')

@@ -27,7 +27,7 @@ export interface Outage {
 }
 
 export interface Suite {
-  /** One test, with a store of its own, which is closed behind it. */
+  /** One test, with a store of its own, which is closed after it. */
   check: (name: string, run: (store: IdempotencyStore) => Promise<void>) => void
   advance: (ms: number) => Promise<void>
   outage: Outage | undefined

@@ -41,7 +41,7 @@ export interface IdempotencyStore {
    * a token that holds it no more (an execution that was frozen, and comes late), while another token holds the key
    * and its fingerprint is `fingerprint`. Everything else is `lost`, a key that is bound to another fingerprint too.
    *
-   * For `request.idempotency.step`, which rejects where a store has not both of `record` and `recorded`.
+   * For `request.idempotency.step`, which rejects where a store lacks `record` or `recorded`.
    */
   record? (
     key: string, token: string, fingerprint: string, name: string, result: string | undefined

@@ -1,7 +1,7 @@
 import { newHeaders, type StoreOutcome } from './contract.ts'
 
 /**
- * The form of an `StoreOutcome` for stores that keep bytes. It is one text, in UTF-8, but for a body of bytes:
+ * The form of a `StoreOutcome` for stores that keep bytes. It is one text, in UTF-8, but for a body of bytes:
  *
  *     version | flags | status (3) | length of the fields (6, hexadecimal) | fields | body
  *
@@ -39,7 +39,7 @@ export function encodeOutcome (outcome: StoreOutcome): Buffer {
 }
 
 /**
- * A kept outcome's record; where it can be, as a string that stands for its UTF-8 bytes: a client sends it at half
+ * A kept outcome's record; if possible, as a string that stands for its UTF-8 bytes: a client sends it at half
  * their price.
  */
 export function recordOf (outcome: StoreOutcome): string | Buffer {
@@ -117,7 +117,7 @@ function encoded (text: string): string {
   return `${base64.length}=${base64}`
 }
 
-/** Reads the fields in the first `end` characters: answers the fingerprint, and makes `headers` the header lines. */
+/** Reads the fields in the first `end` characters: returns the fingerprint, and makes `headers` the header lines. */
 function readFields (text: string, end: number, headers: StoreOutcome['headers']): string {
   let lines = 0
   let fingerprint: string | undefined

@@ -3,8 +3,7 @@ import { quotedTable } from '../../util/table-name.ts'
 /**
  * The SQL of the keys. Every parameter is text or bytes, cast where it is used, and every column that comes back is
  * text, so that it does not matter what a client's type parsers make of numbers and timestamps. Times are the server's,
- * as a
- * statement begins: one that has waited for another session takes less for passed than has, and is run again.
+ * as a statement begins: one that has waited for another session counts too little time as passed, and is run again.
  */
 export interface Statements {
   schema: string
@@ -29,10 +28,9 @@ export function statementsFor (table: string): Statements {
   return {
     /**
      * The state is `h` (held), `f` (freed) or `c` (completed). `steps` is an object of base64 names and arrays, empty
-     * for
-     * a step that has begun, else with its result in base64; null where the key is not bound to `fingerprint`. No index
-     * but the key's, so that a step can be written into the row's own page (HOT), for which the fill factor leaves
-     * room.
+     * for a step that has begun, else with its result in base64; null where the key is not bound to `fingerprint`. No
+     * index but the key's, so that a step can be written into the row's own page (HOT), for which the fill factor
+     * leaves room.
      */
     schema: `
 create table if not exists ${t} (
@@ -52,8 +50,8 @@ create table if not exists ${t} (
 
     /**
      * $1 key, $2 token, $3 lease and $4 ttl in ms, $5 whether a dead holder's key may be taken over. A replay only
-     * reads.
-     * No row comes back where somebody else was quicker between the reading and the writing: then it is run again.
+     * reads. No row comes back where somebody else was quicker between the reading and the writing: then it is run
+     * again.
      */
     claim: `
 with live as materialized (
@@ -105,8 +103,7 @@ returning key`,
 
     /**
      * $1 key, $2 token, $3 ttl in ms, $4 whether it was executed, $5 and $6 fingerprint and steps that it is bound to
-     * where
-     * it is not bound yet, or ''. Repeated, it changes nothing.
+     * where it is not bound yet, or ''. Repeated, it changes nothing.
      */
     release: `
 update ${t} e set

@@ -128,7 +128,7 @@ export class PostgresStore implements IdempotencyStore {
   }
 
   /**
-   * Looks at the next `limit` keys and deletes those that have expired; answers how many. The store does so by itself
+   * Looks at the next `limit` keys and deletes those that have expired; returns how many. The store does so by itself
    * as keys end: for a job of the application's where few do.
    */
   async sweep (limit = 1_000): Promise<number> {
@@ -139,7 +139,7 @@ export class PostgresStore implements IdempotencyStore {
 
   #noteEnd (): void {
     if (++this.#ended % SWEEP_EVERY !== 0) return
-    // What is not swept now is swept later.
+    // What is not swept now will be later.
     this.sweep(SWEEP_PAGE).catch(() => {})
   }
 
