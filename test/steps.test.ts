@@ -1,8 +1,7 @@
 import type { Readable } from 'node:stream'
-import { setTimeout as sleep } from 'node:timers/promises'
 import type { FastifyReply, FastifyRequest } from 'fastify'
 import t from 'tap'
-import { gate, MODES, start, STORES, stopRedis, until } from './fixtures/app.ts'
+import { type Answer, gate, MODES, start, STORES, stopRedis, until } from './fixtures/app.ts'
 import { listen } from './fixtures/faulty.ts'
 
 t.teardown(stopRedis)
@@ -310,18 +309,13 @@ for (const mode of STORES) {
       await inWork.promise
       // The first execution is as if it were frozen: nothing of it reaches the store.
       store.renew = async () => { throw new Error('frozen') }
-      const winner = (async () => {
-        await sleep(110)
-        for (;;) {
-          const answer = await post('k', '{}')
-          if (answer.status !== 409) return answer
-          await sleep(20)
-        }
-      })()
+      let won: Answer | undefined
+      const winner = until(async () => (won = await post('k', '{}')).status !== 409, 'the end of the lease')
       await until(async () => (await app.idempotency.inspect({ key: 'k' }))?.attempt === 2, 'the takeover')
       store.renew = renew
       thawed.open()
-      t.equal((await winner).status, 200)
+      await winner
+      t.equal(won?.status, 200)
       await late
       t.same(results, Array(2).fill(first === 'late' ? 'charge 1' : 'charge 2'), first)
       t.same(aborted, ['idempotency_in_progress'])
