@@ -5,16 +5,20 @@ import { describeMachine, machineText } from './machine.ts'
 import { pairParts } from './pairs.ts'
 import type { Part, Section } from './part.ts'
 import { keepAside } from './pin.ts'
+import { postgresPart } from './postgres.ts'
 import { ratePart } from './rate.ts'
 import { redisSide } from './redis-side.ts'
 import { stopRedis } from './redis.ts'
 import { markdownSection, markdownSummary, markdownTable, writeResults } from './report.ts'
 import { scaleParts } from './scale/index.ts'
+import { stepsPart } from './steps.ts'
 import { allocationPart } from './user/allocation.ts'
 import { userPart } from './user/index.ts'
 
 const redisSidePart: Part = { name: 'redis-side', run: async () => await redisSide() }
 const parts: Part[] = [...pairParts, userPart, allocationPart, redisSidePart, ratePart, ...scaleParts]
+/** Run by their names only: the first needs a PostgreSQL. */
+const more: Part[] = [postgresPart, stepsPart]
 
 async function runAll (): Promise<void> {
   const sections: Record<string, Section> = {}
@@ -43,13 +47,13 @@ const [name, ref, ...works] = process.argv.slice(2)
 function partOf (): Pick<Part, 'run'> | undefined {
   if (name === 'against') return { run: async () => await against(ref ?? 'HEAD', works) }
   if (name === 'redis-side') return { run: async () => await redisSide(ref) }
-  return parts.find(each => each.name === name)
+  return [...parts, ...more].find(each => each.name === name)
 }
 
 const part = partOf()
 if (name !== undefined && name !== 'check' && part === undefined) {
   console.error(
-    `There is no part "${name}". Parts: ${parts.map(each => each.name).join(', ')}; ` +
+    `There is no part "${name}". Parts: ${[...parts, ...more].map(each => each.name).join(', ')}; ` +
       '"check" compares with the committed results, "against <git ref>" with another build; without a name, ' +
       'everything runs.'
   )
