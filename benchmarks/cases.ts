@@ -8,7 +8,8 @@ export type Keys = 'none' | 'same' | 'fresh'
 export interface Case {
   /** The name of the ratio in results.json. */
   id: string
-  part: 'none' | 'replay' | 'first' | 'stream' | 'events' | 'peers' | 'peers-redis' | 'peers-express' | 'postgres' | 'steps'
+  part: 'none' | 'replay' | 'first' | 'stream' | 'events' | 'peers' | 'peers-redis' | 'peers-express' |
+    'postgres' | 'steps'
   /** What is compared with what, the same for ours and the peers. */
   work: string
   subject: string

@@ -85,7 +85,9 @@ export const postgresPart: Part<{ pairs: PairResults, wal: Record<string, Wal> }
   name: 'postgres',
   async run () {
     // Committed is on the disk; nothing but the requests writes WAL.
-    const settings = ['wal_level=minimal', 'max_wal_senders=0', 'autovacuum=off', 'shared_buffers=128MB', 'max_wal_size=4GB']
+    const settings = [
+      'wal_level=minimal', 'max_wal_senders=0', 'autovacuum=off', 'shared_buffers=128MB', 'max_wal_size=4GB'
+    ]
     const server = await startPostgres({ durable: true, settings })
     // What it forks for each connection is kept aside with it.
     keepAside(server.pid)
