@@ -1,7 +1,8 @@
 import pg from 'pg'
+import postgres from 'postgres'
 import t from 'tap'
 import { MemoryStore, type IdempotencyStore } from '../../lib/index.ts'
-import { PostgresStore } from '../../lib/sql.ts'
+import { PostgresStore, transactions, viaPostgres } from '../../lib/sql.ts'
 import { storeTests } from '../../lib/store-tests.ts'
 import { ADAPTERS, LEVELS } from './fixtures/adapters.ts'
 import { newDatabase, poolOf, postgresServer, run, startApp, stopPostgres } from './fixtures/app.ts'
@@ -81,6 +82,25 @@ if (program === undefined) {
       t.same(rows.map(({ id }) => id), ids.toSorted((a, b) => Number(a) - Number(b)))
     })
   }
+
+  t.test('G18: viaPostgres through PgBouncer: work that prepares its statements fails, or is written', async t => {
+    const url = await newDatabase(server)
+    const client = postgres(through(url), { max: 5, onnotice: () => {} })
+    t.teardown(async () => { await client.end({ timeout: 1 }) })
+    const transaction = transactions(viaPostgres(client))
+    const { post } = await startApp(t, { store: new MemoryStore() }, app => {
+      app.post('/', async request => await transaction(request, 'x', async tx => {
+        const [row] = await tx`insert into effects (key) values (${String(request.idempotency.key)}) returning id`
+        return { id: String(row?.['id']) }
+      }))
+    })
+    const answers = await Promise.all(Array.from({ length: 40 }, async (_, i) => await post(`k${i}`)))
+    t.same([...new Set(answers.map(({ status }) => status))].filter(status => status !== 200 && status !== 500), [])
+    const ids = answers.filter(({ status }) => status === 200).map(({ json }) => json()['id'])
+    const rows = await run(url, 'select id from effects')
+    t.same(rows.map(({ id }) => Number(id)).sort((a, b) => a - b), ids.map(Number).sort((a, b) => a - b))
+    t.comment(`${ids.length} of ${answers.length} were written`)
+  })
 
   t.test('G18: what a transaction sets stays in it: the next one on the same session has nothing of it', async t => {
     const url = await newDatabase(server)
