@@ -2,6 +2,8 @@ import { randomUUID } from 'node:crypto'
 import t from 'tap'
 import type { FastifyRequest, FastifyServerOptions } from 'fastify'
 import { gate, headersOf, redisClient, serversOf, start, stopRedis, STORES, until } from './fixtures/app.ts'
+import { cutting, head } from './fixtures/cut.ts'
+import { fails, faulty } from './fixtures/faulty.ts'
 
 t.teardown(stopRedis)
 
@@ -211,4 +213,69 @@ t.test('G11: no credential, key or body is readable in the store; a fingerprint 
   const fingerprints = values.map(value => /[\w-]{32}\.POST/.exec(String(value))?.[0])
   t.ok(fingerprints[0])
   t.not(fingerprints[0], fingerprints[1])
+})
+
+for (const which of ['the first', 'a waiter']) {
+  t.test(`G6: a client that leaves while its key is asked for leaves nothing behind: ${which}, no body`, async t => {
+    const [entered, finish, asking, go, left] = [gate(), gate(), gate(), gate(), gate()]
+    const waits = which === 'a waiter'
+    let [runs, claims] = [0, 0]
+    const store = faulty({
+      async claim () {
+        // A waiter's own question is the third: it has been told before that the key is held.
+        if (++claims !== (waits ? 3 : 1)) return
+        asking.open()
+        await go.promise
+      }
+    })
+    const { post, port } = await start(t, 'memory', {
+      options: { store, inFlight: { wait: 60_000 } },
+      before: app => app.addHook('onRequest', async (request, reply) => {
+        if (request.headers['x-leaves'] === '1') reply.raw.once('close', left.open)
+      }),
+      routes: app => app.post('/', async (_request, reply) => {
+        runs++
+        entered.open()
+        await finish.promise
+        return await reply.code(500).send('failed')
+      })
+    })
+    const holder = waits ? post('k') : undefined
+    if (waits) await entered.promise
+    const leaves = await cutting(port, head('/', 'k', 'X-Leaves: 1\r\n'))
+    await asking.promise
+    finish.open()
+    await holder
+    leaves.destroy()
+    await left.promise
+    go.open()
+    await until(() => store.calls.filter(call => call === 'release').length === (waits ? 2 : 1), 'the key given back')
+    // Its own answer, which nobody gets, comes at once.
+    await new Promise(resolve => setImmediate(resolve))
+    t.notOk(store.calls.includes('complete'))
+    t.equal(runs, waits ? 1 : 0)
+    t.match(await post('k'), { text: 'failed', replayed: false })
+  })
+}
+
+t.test('G1: a waiter that a store which is away may have granted the key gives it back at its limit', async t => {
+  const [entered, finish] = [gate(), gate()]
+  let [runs, claims] = [0, 0]
+  const store = faulty({ claim: () => { if (++claims > 2) fails() } })
+  const { post } = await start(t, 'memory', {
+    options: { store, onStoreError: 'bypass', inFlight: { wait: 200 } },
+    routes: app => app.post('/', async () => {
+      runs++
+      entered.open()
+      await finish.promise
+      return 'ok'
+    })
+  })
+  const holder = post('k')
+  await entered.promise
+  t.equal((await post('k')).json().code, 'idempotency_in_progress')
+  t.ok(store.calls.includes('release'), 'given back')
+  finish.open()
+  t.equal((await holder).text, 'ok')
+  t.equal(runs, 1)
 })

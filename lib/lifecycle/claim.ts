@@ -212,6 +212,8 @@ function granted (exchange: Exchange, found: StoreClaim, sent: number, done: Don
 }
 
 function leaveUnused (exchange: Holding, done: Done): void {
+  // Nor is the error an outcome that its client, who is gone, is answered with.
+  exchange.refuseBody()
   releaseUnused(exchange, () => done(cutOff()))
 }
 

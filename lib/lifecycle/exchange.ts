@@ -110,7 +110,7 @@ export class Exchange implements Holder {
     if (this.#admission === 'pending') this.#admission = 'admitted'
   }
 
-  /** A parser has given the body up, or the plugin cannot tell it from others: no reply is an outcome. */
+  /** The body was given up, or cannot be told from others, or nobody is there: no reply is an outcome. */
   refuseBody (): void {
     this.#admission = 'refused'
   }
