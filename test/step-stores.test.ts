@@ -71,6 +71,17 @@ t.test('without a key a step runs, and derived keys are random for each request'
   t.equal(new Set(answers.flatMap(([one, two]) => [one, two])).size, 4)
 })
 
+t.test('the name of a derived key must be a string, with a key and without', async t => {
+  const { post } = await start(t, 'memory', {
+    routes: app => app.post('/', async request => request.idempotency.keyFor(7 as unknown as string))
+  })
+  for (const key of ['k', undefined]) {
+    t.match((await post(key, '{}')).json(), {
+      statusCode: 500, message: 'The name of a derived key must be a string, got number'
+    })
+  }
+})
+
 t.test('steps and derived keys before the key is known are refused', async t => {
   const { post } = await start(t, 'memory', {
     before: app => app.addHook('preValidation', async request => {

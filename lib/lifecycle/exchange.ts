@@ -130,8 +130,10 @@ export class Exchange implements Holder {
   }
 
   binding (withSteps: boolean): StoreBinding | undefined {
-    const fingerprint = this.steps === undefined ? '' : this.knownFingerprint()
-    return fingerprint === '' ? undefined : { fingerprint, steps: withSteps ? this.steps?.records() ?? [] : [] }
+    const { steps } = this
+    if (steps === undefined) return undefined
+    const fingerprint = this.knownFingerprint()
+    return fingerprint === '' ? undefined : { fingerprint, steps: withSteps ? steps.records() : [] }
   }
 
   get heldSince (): number {
