@@ -144,5 +144,5 @@ t.test('the table in the docs is what these tests have shown', async t => {
     writeFileSync(
       page, text.replace(`<!-- neighbours -->\n${shown}<!--`, () => `<!-- neighbours -->\n${made}<!--`)
     )
-  } else t.same(shown.split('\n'), made.split('\n'), 'UPDATE_DOCS=1 npx tap test/long/neighbours.test.ts writes it')
+  } else t.same(shown.split('\n'), made.split('\n'), 'UPDATE_DOCS=1 npx tap test/neighbours/plugins.test.ts writes it')
 })
