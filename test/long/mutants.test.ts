@@ -1,7 +1,8 @@
+import { spawnSync } from 'node:child_process'
 import t from 'tap'
 import { MUTANTS, type Caught } from '../fixtures/mutants.ts'
 import { Copies } from '../fixtures/mutated.ts'
-import type { TapOutput } from '../fixtures/tap-output.ts'
+import { readTap, type TapOutput } from '../fixtures/tap-output.ts'
 
 /** Seconds that a test is given: plenty for one that ends, and little for a mutant that only a timeout catches. */
 const TIMEOUT = 60
@@ -25,6 +26,30 @@ function isNamed (caught: Caught): (line: string) => boolean {
   const start = typeof caught === 'string' ? caught : `    ${caught[1]}`
   return line => line.startsWith(start)
 }
+
+const ENDS: Array<[kind: 'assertions' | 'timeouts' | 'faults', how: string]> = [
+  ['assertions', 't.equal(1, 2)'],
+  ['assertions', 'assert.equal(1, 2)'],
+  ['assertions', "await t.test('inner', async t => { t.ok(false) })"],
+  ['timeouts', 'setInterval(() => {}, 1000); await new Promise(() => {})'],
+  ['faults', "throw new TypeError('no assertion')"],
+  ['faults', "setImmediate(() => { throw new Error('uncaught') }); await new Promise(r => setTimeout(r, 50))"],
+  ['faults', 't.plan(2); t.ok(true)'],
+  ['faults', "process.kill(process.pid, 'SIGKILL'); await new Promise(() => {})"],
+  ['faults', "await import('./none.mjs')"]
+]
+
+t.test('a failed assertion is told from a timeout, and from a test that could not do its work', async t => {
+  for (const [kind, how] of ENDS) {
+    const source = `import t from 'tap'; import assert from 'node:assert'; t.test('name', async t => { ${how} })`
+    const env = { PATH: process.env['PATH'], TAP_TIMEOUT: '2' }
+    const { stdout, status, signal } = spawnSync(process.execPath, ['--input-type=module', '-e', source], { env })
+    const found = readTap(String(stdout), signal ?? `exit ${String(status)}`)
+    t.not(found[kind].length, 0, `${kind}: ${how}`)
+    if (kind !== 'assertions') t.same(found.assertions, [], how)
+    t.same(found.passed, [], how)
+  }
+})
 
 t.jobs = 2
 for (const mutant of MUTANTS) {
