@@ -34,8 +34,8 @@ const pairs = WORK.flatMap(([what, keys]) => STORES.map(([store, app]): Case => 
   keys
 })))
 
-const WAL_ROUNDS = 5
-const WAL_REQUESTS = 400
+const WAL_ROUNDS = 3
+const WAL_REQUESTS = 200
 
 /** Bytes of WAL per request. That of a replay is none, or it is an error. */
 interface Wal { replay: Spread, first: Spread }
@@ -94,7 +94,9 @@ export const postgresPart: Part<{ pairs: PairResults, wal: Record<string, Wal> }
     process.env['BENCH_POSTGRES'] = server.url
     try {
       const wal: Record<string, Wal> = {}
+      process.stderr.write('WAL … ')
       for (const [store, app] of STORES.slice(2)) wal[store] = await measureWal(server.url, app)
+      process.stderr.write('measured\n')
       const version = await serverVersion(server.url)
       const results = await runPairs(pairs)
       const section = pairTable(pairs, results)
