@@ -9,7 +9,7 @@ const ROOMS = {
   util: [],
   stores: ['util'],
   protocol: ['stores/contract.ts', 'util'],
-  config: ['protocol', 'stores'],
+  config: ['protocol', 'stores', 'util'],
   request: [],
   response: ['stores/contract.ts'],
   'events.ts': ['protocol/errors.ts', 'util'],

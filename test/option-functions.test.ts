@@ -2,7 +2,7 @@ import type { Readable } from 'node:stream'
 import type { FastifyInstance } from 'fastify'
 import t from 'tap'
 import type { IdempotencyRouteOptions } from '../lib/index.ts'
-import { MODES, start, stopRedis, STORES, type Answer, type Mode } from './fixtures/app.ts'
+import { MODES, start, stopRedis, STORES, until, type Answer, type Mode } from './fixtures/app.ts'
 import { stateOf } from './fixtures/cut.ts'
 
 /** Functions among the options that fail: before the handler, aloud, and for whatever they throw. */
@@ -241,4 +241,53 @@ for (const mode of STORES) {
       t.match(await post('k', '{"other":1}'), { status: 500, text: /option \\"errors\\" must be/ })
     }
   })
+}
+
+/** A plain function that answers with a promise: nothing tells before it is called. */
+const LATE: Record<string, (answer: unknown) => unknown> = {
+  'a promise': async answer => await Promise.resolve(answer),
+  'a promise that rejects': () => reject(new Error('nobody hears it')),
+  'a thenable': answer => ({ then: (fulfilled: (answer: unknown) => void) => fulfilled(answer) })
+}
+
+for (const mode of MODES) {
+  for (const [what, late] of Object.entries(LATE)) {
+    t.test(`G4: a cacheable that answers with ${what} is an error, and never true (${mode})`, async t => {
+      let runs = 0
+      const cacheable = (status: number): boolean => late(status < 500) as boolean
+      const served = await start(t, mode, {
+        routes: app => app.post('/', { config: { idempotency: { cacheable } } }, async (_request, reply) => {
+          return await reply.code(500).send(`run ${++runs}`)
+        })
+      })
+      const first = await served.post('k', '{}')
+      t.match(first, { status: 500, text: /option .*"cacheable.*" must be a function that answers at once, got a pro/ })
+      await until(async () => await stateOf(served, 'k') === 'completed', 'the end')
+      const retry = await served.post('k', '{}')
+      t.match(retry, { status: 409, replayed: false })
+      t.match(retry.json(), { code: 'idempotency_response_unavailable', message: /status 500/ })
+      t.equal(runs, 1, 'nobody knows whether it was an outcome')
+    })
+
+    t.test(`G13: replayHeaders that answer with ${what} are an error, and keep nothing (${mode})`, async t => {
+      const replayHeaders = (name: string): boolean => late(name !== 'set-cookie') as boolean
+      const { post } = await start(t, mode, {
+        routes: app => app.post('/', { config: { idempotency: { replayHeaders } } }, async (_request, reply) => {
+          return await reply.header('set-cookie', 'sid=secret').send('ran')
+        })
+      })
+      for (const which of ['the first', 'the retry']) {
+        const answer = await post('k', '{}')
+        t.match(answer, { status: 500, replayed: false, text: /option .*"replayHeaders.*" must be a function/ }, which)
+      }
+    })
+
+    t.test(`docsUrl that answers with ${what} is an error itself (${mode})`, async t => {
+      const { post } = await start(t, mode, {
+        options: { docsUrl: () => late('https://docs.example.com') as string, required: true },
+        routes: app => app.post('/', async () => 'ran')
+      })
+      t.match(await post(undefined, '{}'), { status: 500, text: /option .*"docsUrl.*" must be a function that an/ })
+    })
+  }
 }

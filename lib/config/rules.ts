@@ -1,6 +1,7 @@
 import { types } from 'node:util'
 import { PROFILES } from '../protocol/profile.ts'
 import { assertStore } from '../stores/contract.ts'
+import { assertAnswered } from '../util/promise.ts'
 import { duration, MAX_TIMER, MAX_TTL } from './durations.ts'
 import { STAGES, type FastifyIdempotencyOptions, type IdempotencyRouteOptions } from './options.ts'
 import { listed } from './replay-headers.ts'
@@ -53,7 +54,7 @@ export const ROUTE_RULES: Record<keyof IdempotencyRouteOptions, Rule> = {
   abandoned: oneOf('retry', 'reject'),
   inFlight: { read: readInFlight, want: `'reject' or { wait: ${TIMER.want} }` },
   retryAfter: { read: readSeconds, want: TIMER.want },
-  cacheable: SYNC_FUNCTION,
+  cacheable: { read: value => answering('cacheable', value), want: SYNC_FUNCTION.want },
   maxResponseBytes: rule(value => isWhole(value, 0), 'a whole number of bytes, 0 or more'),
   replayHeaders: { read: readReplayHeaders, want: 'a list of header names, or a function that answers at once' },
   onStoreError: oneOf('reject', 'bypass'),
@@ -94,7 +95,17 @@ function readSeconds (value: unknown): number | undefined {
 
 function readReplayHeaders (value: unknown): unknown {
   if (isListOf(value, isToken)) return listed(value as string[])
-  return isSync(value) ? value : undefined
+  return answering('replayHeaders', value)
+}
+
+/** The function with a check of what it answers: a promise would be true. `undefined` where it is none. */
+function answering (option: string, value: unknown): unknown {
+  if (!isSync(value)) return undefined
+  return (given: unknown): unknown => {
+    const answer = (value as (given: unknown) => unknown)(given)
+    assertAnswered(answer, option)
+    return answer
+  }
 }
 
 /** @throws {TypeError} naming the method that is missing. */

@@ -1,5 +1,5 @@
 import type { FastifyRequest } from 'fastify'
-import { isThenable, promiseOf } from '../util/promise.ts'
+import { assertAnswered } from '../util/promise.ts'
 
 /** Everything the plugin itself answers with, by its stable code. */
 const ANSWERS = {
@@ -52,11 +52,7 @@ export function renderError (
 ): { contentType: string, payload: string } {
   if (typeof form === 'function') {
     const payload = form(error, request)
-    if (isThenable(payload)) {
-      promiseOf(payload).catch(() => {})
-      throw new TypeError('fastify-idempotency: option "errors" must be a function that answers at once, got a ' +
-        'promise')
-    }
+    assertAnswered(payload, 'errors')
     return typeof payload === 'string'
       ? { contentType: 'text/plain; charset=utf-8', payload }
       : { contentType: JSON_TYPE, payload: JSON.stringify(payload) ?? '' }
@@ -83,5 +79,6 @@ export function renderError (
 export function typeOf (code: IdempotencyErrorCode, docsUrl: DocsUrl | undefined): string | undefined {
   const type: unknown = docsUrl?.(code)
   if (type === undefined || typeof type === 'string') return type
+  assertAnswered(type, 'docsUrl')
   throw new TypeError(`fastify-idempotency: option "docsUrl" must return a string, got ${typeof type}`)
 }

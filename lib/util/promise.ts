@@ -17,6 +17,18 @@ function adopted<T> (thenable: PromiseLike<T>): Promise<T> {
   return new Promise(resolve => { resolve(thenable) })
 }
 
+/**
+ * For the answer of a function among the options that is not waited for. A rejection is heard here, and nowhere else.
+ * @throws {TypeError} when it is a promise, which would count as true.
+ */
+export function assertAnswered (answer: unknown, option: string): void {
+  if (!isThenable(answer)) return
+  promiseOf(answer).catch(() => {})
+  throw new TypeError(
+    `fastify-idempotency: option "${option}" must be a function that answers at once, got a promise`
+  )
+}
+
 /** What was thrown, as an Error: a rejection with nothing would count as success. */
 export function errorFrom (thrown: unknown): Error {
   try {
