@@ -1,10 +1,10 @@
-import type { FastifyContextConfig, FastifyInstance, FastifyRequest, HTTPMethods } from 'fastify'
+import type { FastifyInstance, FastifyRequest, HTTPMethods } from 'fastify'
 import type { RouteContext } from '../config/config.ts'
 import { customStrategies, presentedConstraints } from '../config/constraints.ts'
 import { routeConfig } from '../config/route-config.ts'
 import { NEVER } from '../config/rules.ts'
+import { mayHaveKey, partOf, type Part } from './before-key.ts'
 import type { Core } from './core.ts'
-import { mayHaveKey } from './route-hooks.ts'
 
 /**
  * Whether the server has a route whose method can take part. Its config is not to be had before its first request:
@@ -42,33 +42,28 @@ function urlsIn (tree: string, mark: string): string[] {
   return urls
 }
 
-/** Marks the config of a route that `onRoute` has shown. */
-const kSeen = Symbol('fastify-idempotency seen')
-type Marked = FastifyContextConfig & { [kSeen]?: true }
-
 /** Whether and how routes take part that `onRoute` has not shown. */
 export class EarlyRoutes {
   readonly #core: Core
-  readonly #known = new WeakMap<object, { route: RouteContext, covered: ReadonlySet<string> } | null>()
+  readonly #known = new WeakMap<object, Part>()
   #strategies: string[] | undefined
 
-  constructor (core: Core, instance: FastifyInstance) {
+  constructor (core: Core) {
     this.#core = core
-    instance.addHook('onRoute', route => {
-      // A copy: the user's own object may also serve a route that was declared earlier. Fastify makes another one of
-      // it, with all that it has.
-      const config: Marked = { ...route.config, [kSeen]: true }
-      route.config = config
-    })
   }
 
-  /** Whether a request may carry a key; wrong options of its route are told later. */
+  /** Whether a request may carry a key. */
   mayHaveKey (request: FastifyRequest): boolean {
+    const route = this.find(request)
+    return route !== undefined && mayHaveKey(this.#core, request, route)
+  }
+
+  /** The same as `of`; wrong options of a route are told later. */
+  find (request: FastifyRequest): RouteContext | undefined {
     try {
-      const route = this.of(request)
-      return route !== undefined && mayHaveKey(this.#core, request, route)
+      return this.of(request)
     } catch {
-      return false
+      return undefined
     }
   }
 
@@ -76,7 +71,7 @@ export class EarlyRoutes {
   of (request: FastifyRequest): RouteContext | undefined {
     if (request.is404) return undefined
     const { config, method, url, bodyLimit } = request.routeOptions
-    if ((config as Marked)[kSeen] === true) return undefined
+    if (partOf(config) !== undefined) return undefined
     let known = this.#known.get(config)
     if (known === undefined) {
       const found = routeConfig(this.#core.config, config.idempotency, [method].flat(), String(url))

@@ -16,11 +16,17 @@ import type { Steps } from './steps.ts'
 import type { Waiter } from './wait.ts'
 
 const kExchange = Symbol('fastify-idempotency exchange')
-type Slot = { [kExchange]?: Exchange | undefined }
+/** `null`: the plugin has stepped aside. */
+type Slot = { [kExchange]?: Exchange | null }
 
 /** The plugin's state of a request; `undefined` where it does nothing for it. */
 export function exchangeOf (request: FastifyRequest): Exchange | undefined {
-  return (request as Slot)[kExchange]
+  return (request as Slot)[kExchange] ?? undefined
+}
+
+/** Whether the plugin has done nothing for a request so far: it never will, or its first hook has not run. */
+export function isWithoutState (request: FastifyRequest): boolean {
+  return (request as Slot)[kExchange] === undefined
 }
 
 /** One that was granted its key. */
@@ -92,7 +98,7 @@ export class Exchange implements Holder {
   /** From here on the plugin does nothing for this request, except let a body pass that nobody reads. */
   stepAside (): void {
     const slot = this.request as Slot
-    slot[kExchange] = undefined
+    slot[kExchange] = null
     this.reply.raw.once('close', () => this.body.discard())
   }
 

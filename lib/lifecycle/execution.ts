@@ -2,6 +2,7 @@ import type { FastifyRequest } from 'fastify'
 import { IdempotencyError } from '../protocol/errors.ts'
 import type { Wording } from '../protocol/verdict.ts'
 import { errorFrom } from '../util/promise.ts'
+import { mayGetKey } from './before-key.ts'
 import { exchangeOf, type Exchange } from './exchange.ts'
 
 /** What `fastify-idempotency/sql` may know of a request that has a key, and nothing else. */
@@ -34,10 +35,13 @@ export interface Execution extends Wording {
  */
 export function executionOf (request: FastifyRequest): Execution | undefined {
   const exchange = exchangeOf(request)
-  if (exchange === undefined) return undefined
+  if (exchange === undefined) {
+    if (mayGetKey(request)) throw unclaimed()
+    return undefined
+  }
   const { claim, id, token, attempt, route } = exchange
   if (claim !== 'bypassed' && exchange.lease === undefined) {
-    throw new Error('fastify-idempotency: the key of this request is not claimed; call this from the handler')
+    throw unclaimed()
   }
   const { ttl, lease, retryAfter, keyName } = route
   return {
@@ -51,6 +55,10 @@ export function executionOf (request: FastifyRequest): Execution | undefined {
     fingerprint: async () => await fingerprintOf(exchange),
     renew: async () => await renew(exchange)
   }
+}
+
+function unclaimed (): Error {
+  return new Error('fastify-idempotency: the key of this request is not claimed; call this from the handler')
 }
 
 async function fingerprintOf (exchange: Exchange): Promise<string> {

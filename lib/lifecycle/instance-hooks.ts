@@ -5,6 +5,7 @@ import { errorFrom } from '../util/promise.ts'
 import { handlerEnded, handlerFailed } from './after-close.ts'
 import { noteRefusal } from './answer.ts'
 import { refuseForeign } from './binding.ts'
+import { tellBeforeKey } from './before-key.ts'
 import type { Core } from './core.ts'
 import { answerEarlyBody } from './early-body.ts'
 import { EarlyRoutes, listEarlyRoutes, mayHaveEarlyRoutes, routeOf } from './early-routes.ts'
@@ -19,14 +20,15 @@ import { begin, claimAndAct, needKey, noteError, type Done } from './route-hooks
  * which runs after all of the stage before it. Where no such route can take part, there are none.
  */
 export function addInstanceHooks (core: Core, instance: FastifyInstance): void {
-  if (!mayHaveEarlyRoutes(instance)) return
+  if (!mayHaveEarlyRoutes(instance)) return tellBeforeKey(core, instance, () => undefined)
   const listed = listEarlyRoutes(core, instance)
   if (listed.length > 0) {
     instance.log.info({ routes: listed }, 'idempotency: these routes were declared before the plugin was loaded. ' +
       'Those of them that take part are served by hooks of the instance; `await app.register(idempotency)` before ' +
       'them would be better: it costs less, and hook: \'preHandler\' and OpenAPI need it')
   }
-  const routes = new EarlyRoutes(core, instance)
+  const routes = new EarlyRoutes(core)
+  tellBeforeKey(core, instance, request => routes.find(request))
   const tracing = new HandlerTracing(core)
   // What hooks reply before ours of their stage must be known.
   instance.addHook('onRequest', (request, reply, done) => {

@@ -6,6 +6,7 @@ import { participants } from '../config/participants.ts'
 import { isLate, routeConfig } from '../config/route-config.ts'
 import { RequestBody } from '../request/body.ts'
 import { noteRefusal, replayFailed } from './answer.ts'
+import { markPart, mayHaveKey } from './before-key.ts'
 import { claimKey, refuseMissing, replayOrRun } from './claim.ts'
 import type { Core } from './core.ts'
 import { Exchange, exchangeOf, hasClosed } from './exchange.ts'
@@ -22,7 +23,7 @@ export type Done = (error?: Error) => void
 export function addRouteHooks (core: Core, instance: FastifyInstance, declared: FastifyRoute): void {
   const methods = [declared.method].flat().map(method => method.toUpperCase())
   const found = routeConfig(core.config, declared.config?.idempotency, methods, declared.url)
-  if (found === undefined) return
+  if (found === undefined) return markPart(declared, null)
   const { route: config, covered } = found
   participants.set(declared, { config: { ...core.config, route: config }, covered, instance })
   const route: RouteContext = {
@@ -30,6 +31,7 @@ export function addRouteHooks (core: Core, instance: FastifyInstance, declared: 
     bodyLimit: declared.bodyLimit ?? instance.initialConfig.bodyLimit as number,
     constraints: constraintsOf(declared.constraints as Record<string, unknown> | undefined)
   }
+  markPart(declared, { route, covered })
   const several = methods.some(method => !covered.has(method))
   const takesPart = (request: FastifyRequest): boolean => !several || covered.has(request.method)
 
@@ -89,10 +91,6 @@ export function begin (
   if (!mayHaveKey(core, request, route)) return undefined
   const body = new RequestBody(request, stream, route.fingerprint !== undefined)
   return new Exchange(core, request, reply, route, body, declaredEarly)
-}
-
-export function mayHaveKey ({ config }: Core, { headers }: FastifyRequest, { key }: RouteContext): boolean {
-  return key !== undefined || headers[config.header] !== undefined
 }
 
 export function needKey (

@@ -1,6 +1,7 @@
 import { randomUUID } from 'node:crypto'
 import type { FastifyRequest } from 'fastify'
 import { derivedKey, randomKey } from '../protocol/derived-key.ts'
+import { mayGetKey } from './before-key.ts'
 import { exchangeOf, type Exchange } from './exchange.ts'
 import { runUnrecorded, StepNames, Steps, type IdempotencyStep, type IdempotencyStepContext } from './steps.ts'
 
@@ -41,8 +42,8 @@ export function stepMembers (request: FastifyRequest): StepMembers {
 /** The state of a request with a key, which is bound to the request from now on; `undefined` without one. */
 function withSteps (request: FastifyRequest, what: string): WithSteps | undefined {
   const exchange = exchangeOf(request)
-  if (exchange === undefined) return undefined
-  if (exchange.id === '') {
+  if (exchange === undefined && !mayGetKey(request)) return undefined
+  if (exchange === undefined || exchange.id === '') {
     throw new Error(
     `fastify-idempotency: request.idempotency.${what} was used before the key is known; see the option "hook"`
     )

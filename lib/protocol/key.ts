@@ -40,6 +40,7 @@ export function keyError (
   return null
 }
 
-function countLines (rawHeaders: string[], header: string): number {
+/** On how many lines a header came; by its lower-case name. */
+export function countLines (rawHeaders: string[], header: string): number {
   return rawHeaders.filter((name, index) => index % 2 === 0 && name.toLowerCase() === header).length
 }

@@ -150,6 +150,11 @@ t.test('names, options and the place of the call are checked', async t => {
   await t.rejects(transaction({} as never, 'x', () => 1), { name: 'TypeError', message: /without the plugin/ })
   const said: Record<string, string> = {}
   const { post } = await startApp(t, { store: new MemoryStore(), hook: 'preHandler' }, app => {
+    app.addHook('onRequest', async request => {
+      said['onRequest'] = await transaction(request, 'onRequest', () => 1).then(
+        () => 'ran', (error: Error) => error.message
+      )
+    })
     app.addHook('preValidation', async request => {
       said['early'] = await transaction(request, 'early', () => 1).then(() => 'ran', (error: Error) => error.message)
     })
@@ -168,6 +173,7 @@ t.test('names, options and the place of the call are checked', async t => {
   })
   t.equal((await post('k')).text, 'ok')
   t.match(said, {
+    onRequest: /not claimed; call this from the handler/,
     early: /not claimed; call this from the handler/,
     '': 'TypeError',
     xxx: 'TypeError',
