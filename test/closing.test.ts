@@ -94,7 +94,10 @@ for (const { name, handler, options = {}, left: usual, state: usually, early } o
 for (const mode of MODES) {
   t.test(`G14: app.close() waits for a handler whose client waits, whatever closeTimeout says (${mode})`, async t => {
     const { app, stop, lines, socket } = await play(t, {
-      handler: async stop => { await entered(stop); return 'ok' }
+      handler: async stop => {
+        await entered(stop)
+        return 'ok'
+      }
     }, withPlugin(mode, { ...await storeOptions(mode), closeTimeout: 1 }))
     const closed = app.close()
     const answer = once(socket, 'data')
@@ -113,7 +116,10 @@ for (const mode of MODES) {
       const { lines, fastify } = logged()
       const app = Fastify(fastify)
       await withPlugin(mode, { ...await storeOptions(mode), closeTimeout: ends ? LONG : SHORT })(app, () => {
-        app.post('/', { handlerTimeout: 500 }, async () => { await go.promise; return 'late' })
+        app.post('/', { handlerTimeout: 500 }, async () => {
+          await go.promise
+          return 'late'
+        })
       })
       await app.listen({ port: 0, host: '127.0.0.1' })
       t.equal((await send((app.server.address() as AddressInfo).port, { key: 'k' })).status, 503)
@@ -187,8 +193,15 @@ for (const polled of [false, true]) {
     const { lines, fastify } = logged()
     const app = Fastify(fastify)
     await app.register(idempotency, { store, closeTimeout: LONG, storeTimeout: LONG, inFlight: { wait: LONG } })
-    app.post('/', async () => { inHandler.open(); await finish.promise; return 'ok' })
-    app.addHook('preClose', done => { closing.open(); done() })
+    app.post('/', async () => {
+      inHandler.open()
+      await finish.promise
+      return 'ok'
+    })
+    app.addHook('preClose', done => {
+      closing.open()
+      done()
+    })
     await app.listen({ port: 0, host: '127.0.0.1' })
     const { port } = app.server.address() as AddressInfo
     const agent = new Agent()
@@ -279,8 +292,12 @@ for (const [what, close] of Object.entries(CLOSES)) {
 }
 
 t.test('G14: with forceCloseConnections, app.close() waits for handlers before it cuts their connections', async t => {
-  const { app, stop, lines, socket } = await play(t, { handler: async stop => { await entered(stop); return 'ok' } },
-    withPlugin('memory', { store: new MemoryStore(), closeTimeout: LONG }), { forceCloseConnections: true })
+  const { app, stop, lines, socket } = await play(t, {
+    handler: async stop => {
+      await entered(stop)
+      return 'ok'
+    }
+  }, withPlugin('memory', { store: new MemoryStore(), closeTimeout: LONG }), { forceCloseConnections: true })
   const ended = once(socket.resume(), 'close')
   const closed = app.close()
   stop.go.open()

@@ -106,7 +106,11 @@ for (const kind of Object.keys(KINDS) as Array<keyof typeof KINDS>) {
 }
 
 t.test('G10: a new connection within one turn is corked on its own', async t => {
-  const streams = [0, 1].map(() => ({ corked: 0, cork () { this.corked++ }, uncork () { this.corked-- } }))
+  const streams = [0, 1].map(() => ({
+    corked: 0,
+    cork () { this.corked++ },
+    uncork () { this.corked-- }
+  }))
   let current = 0
   const client = { callBuffer: async () => Buffer.from('a\0\0\0\x01'), get stream () { return streams[current] } }
   const store = new RedisStore(client)

@@ -85,11 +85,19 @@ for (const mode of MODES) {
       options: { lease: 300 },
       routes: app => {
         app.post('/hijack', (_request, reply) => {
-          here('/hijack', reply).then(() => { reply.hijack(); reply.raw.end('done') }, () => {})
+          here('/hijack', reply).then(() => {
+            reply.hijack()
+            reply.raw.end('done')
+          }, () => {})
         })
-        app.post('/raw', (_request, reply) => { here('/raw', reply).then(() => { reply.raw.end('done') }, () => {}) })
+        app.post('/raw', (_request, reply) => {
+          here('/raw', reply).then(() => { reply.raw.end('done') }, () => {})
+        })
         app.post('/in-a-hook', {
-          preHandler: async (_request, reply) => { await here('/in-a-hook', reply); reply.hijack() }
+          preHandler: async (_request, reply) => {
+            await here('/in-a-hook', reply)
+            reply.hijack()
+          }
         }, async () => 'never')
       }
     })
@@ -109,10 +117,20 @@ for (const mode of MODES) {
     const served = await start(t, mode, {
       routes: app => {
         app.post('/', {
-          preHandler: (_request, reply) => { runs++; reply.hijack(); reply.raw.writeHead(201); reply.raw.end('made') }
+          preHandler: (_request, reply) => {
+            runs++
+            reply.hijack()
+            reply.raw.writeHead(201)
+            reply.raw.end('made')
+          }
         }, async () => 'never')
         app.post('/fails', {
-          preHandler: (_request, reply) => { runs++; reply.hijack(); reply.raw.writeHead(503); reply.raw.end('busy') }
+          preHandler: (_request, reply) => {
+            runs++
+            reply.hijack()
+            reply.raw.writeHead(503)
+            reply.raw.end('busy')
+          }
         }, async () => 'never')
       }
     })
@@ -134,7 +152,11 @@ for (const mode of MODES) {
           reply.raw.writeHead(500)
           reply.raw.end()
         })
-        app.post('/release', (request, reply) => { request.idempotency?.release(); reply.hijack(); reply.raw.end() })
+        app.post('/release', (request, reply) => {
+          request.idempotency?.release()
+          reply.hijack()
+          reply.raw.end()
+        })
         app.post('/keep-empty', async (request, reply) => {
           request.idempotency?.keep()
           reply.code(500)
@@ -232,7 +254,10 @@ for (const mode of STORES) {
     }, async () => ({ runs: ++runs }))
     await app.listen({ port: 0, host: '127.0.0.1' })
     const session = http2.connect(`http://127.0.0.1:${(app.server.address() as AddressInfo).port}`)
-    t.teardown(async () => { session.destroy(); await app.close() })
+    t.teardown(async () => {
+      session.destroy()
+      await app.close()
+    })
     const stream = session.request({ ':method': 'POST', ':path': '/', 'idempotency-key': 'k' }, { endStream: true })
     stream.on('error', () => {})
     await stop.entered.promise
@@ -252,7 +277,10 @@ for (const mode of MODES) {
     let runs = 0
     const served = await start(t, mode, {
       routes: app => {
-        app.post('/first', async () => { await finish.promise; return 'first' })
+        app.post('/first', async () => {
+          await finish.promise
+          return 'first'
+        })
         app.post('/second', async (_request, reply) => {
           began.open()
           await second.here(reply.raw)

@@ -150,8 +150,14 @@ t.test('G6, G14: beyond 16 MiB a reader sets the pace, and one that has stopped 
           }
         }))
       }
-      app.post('/slow', (request, reply) => { read(request); reply.code(202).send('accepted') })
-      app.post('/stopped', (request, reply) => { read(request); reply.code(202).send('accepted') })
+      app.post('/slow', (request, reply) => {
+        read(request)
+        reply.code(202).send('accepted')
+      })
+      app.post('/stopped', (request, reply) => {
+        read(request)
+        reply.code(202).send('accepted')
+      })
     }
   })
   const length = 24 * 1_048_576
@@ -193,7 +199,10 @@ for (const mode of MODES) {
     const { app, port } = await start(t, mode, {
       options: { lease: 120 },
       before: streams,
-      routes: app => app.post('/', (_request, reply) => { reply.hijack(); reply.raw.end('raw') })
+      routes: app => app.post('/', (_request, reply) => {
+        reply.hijack()
+        reply.raw.end('raw')
+      })
     })
     const { store } = app.idempotency
     const renew = store.renew.bind(store)

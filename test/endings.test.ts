@@ -18,7 +18,11 @@ for (const mode of MODES) {
     const slow: IdempotencyStore = {
       claim: (key, request) => real.claim(key, request),
       renew: (...args) => real.renew(...args),
-      complete: async (...args) => { completing.open(); await unlock.promise; return await real.complete(...args) },
+      complete: async (...args) => {
+        completing.open()
+        await unlock.promise
+        return await real.complete(...args)
+      },
       release: (...args) => real.release(...args),
       read: key => real.read(key),
       remove: key => real.remove(key)
@@ -61,25 +65,41 @@ for (const mode of MODES) {
       routes: app => {
         const handler = async () => 'ran'
         const reject = async () => { if (fail) throw Object.assign(new Error('hook'), { statusCode: 418 }) }
-        app.post('/throws', async () => { if (fail) throw new Error('handler'); return 'ran' })
-        app.post(
-          '/throws-sync', (_request, reply) => { if (fail) throw new Error('handler'); return reply.send('ran') }
-        )
+        app.post('/throws', async () => {
+          if (fail) throw new Error('handler')
+          return 'ran'
+        })
+        app.post('/throws-sync', (_request, reply) => {
+          if (fail) throw new Error('handler')
+          return reply.send('ran')
+        })
         app.post('/serializer', {
           schema: { response: { 200: { type: 'object', required: ['a'], properties: { a: { type: 'string' } } } } }
         }, async () => fail ? {} : { a: 'ran' })
         app.post('/serialization', {
-          preSerialization: async (_r, _p, payload) => { if (fail) throw new Error('hook'); return payload }
+          preSerialization: async (_r, _p, payload) => {
+            if (fail) throw new Error('hook')
+            return payload
+          }
         }, async () => ({}))
         app.post('/on-send', {
-          onSend: async (_r, _p, payload) => { if (fail) throw new Error('hook'); return payload }
+          onSend: async (_r, _p, payload) => {
+            if (fail) throw new Error('hook')
+            return payload
+          }
         }, async () => 'ran')
-        app.post('/parsing', { preParsing: async (_r, _p, payload) => { await reject(); return payload } }, handler)
+        app.post('/parsing', {
+          preParsing: async (_r, _p, payload) => {
+            await reject()
+            return payload
+          }
+        }, handler)
         app.post('/reads-all', {
           preParsing: async (_r, _p, payload) => {
-            let n = 0; for await (
-              const chunk of payload
-            ) n += (chunk as Buffer).length; await reject(); return Readable.from(['{}'.padEnd(n)])
+            let n = 0
+            for await (const chunk of payload) n += (chunk as Buffer).length
+            await reject()
+            return Readable.from(['{}'.padEnd(n)])
           }
         }, handler)
         app.post('/early', {
@@ -129,17 +149,27 @@ for (const mode of MODES) {
     let runs = 0
     const { post } = await start(t, mode, {
       routes: app => {
-        app.post(
-          '/hijack', (_request, reply) => { runs++; reply.hijack(); reply.raw.writeHead(202); reply.raw.end('raw') }
-        )
+        app.post('/hijack', (_request, reply) => {
+          runs++
+          reply.hijack()
+          reply.raw.writeHead(202)
+          reply.raw.end('raw')
+        })
         app.post('/hijack-async', async (_request, reply) => {
           runs++
           reply.hijack()
           await new Promise(resolve => setImmediate(resolve))
           reply.raw.end('raw')
         })
-        app.post('/raw', async (_request, reply) => { runs++; reply.raw.end('raw') })
-        app.post('/raw-fails', async (_request, reply) => { runs++; reply.raw.statusCode = 500; reply.raw.end('raw') })
+        app.post('/raw', async (_request, reply) => {
+          runs++
+          reply.raw.end('raw')
+        })
+        app.post('/raw-fails', async (_request, reply) => {
+          runs++
+          reply.raw.statusCode = 500
+          reply.raw.end('raw')
+        })
       }
     })
     for (const [path, status] of [['/hijack', 202], ['/hijack-async', 200], ['/raw', 200]] as const) {
@@ -166,8 +196,15 @@ for (const mode of MODES) {
     const served = await start(t, mode, {
       fastify: { handlerTimeout: 400 },
       routes: app => {
-        const work = async () => { runs++; await finish.promise; if (fail) throw new Error('failed late') }
-        app.post('/async', async () => { await work(); return 'late' })
+        const work = async () => {
+          runs++
+          await finish.promise
+          if (fail) throw new Error('failed late')
+        }
+        app.post('/async', async () => {
+          await work()
+          return 'late'
+        })
         app.post('/callback', (_request, reply) => {
           work().then(() => reply.send('late'), (error: Error) => reply.send(error))
         })
@@ -177,7 +214,10 @@ for (const mode of MODES) {
         })
         app.post('/hook', {
           preHandler: (_request, _reply, done) => { finish.promise.then(() => done(), () => {}) }
-        }, async () => { runs++; return 'ran' })
+        }, async () => {
+          runs++
+          return 'ran'
+        })
       }
     })
     for (const path of ['/async', '/callback', '/delegated']) {
@@ -219,7 +259,10 @@ for (const mode of STORES) {
           return payload
         })
       },
-      routes: app => app.post('/', async (_request, reply) => { reply.send({ real: true }); return await reply })
+      routes: app => app.post('/', async (_request, reply) => {
+        reply.send({ real: true })
+        return await reply
+      })
     })
     const socket = await cutting(served.port, head('/', 'k'))
     await sent.promise
@@ -234,7 +277,10 @@ for (const mode of STORES) {
     const served = await start(t, mode, {
       before: app => { app.addContentTypeParser('text/lazy', (_request, _payload, done) => done(null)) },
       routes: app => {
-        app.post('/destroys', async (request, reply) => { reply.code(204); request.raw.socket.destroy() })
+        app.post('/destroys', async (request, reply) => {
+          reply.code(204)
+          request.raw.socket.destroy()
+        })
         app.post('/hijacks-late', async (_request, reply) => {
           const closed = once(reply.raw, 'close')
           entered.open()
@@ -242,15 +288,22 @@ for (const mode of STORES) {
           reply.hijack()
           hijacked = true
         })
-        app.post(
-          '/lazy', async request => { await new Promise(resolve => request.raw.once('close', resolve)); return 'ran' }
-        )
-        app.post('/lazy-hijack', (_request, reply) => { reply.hijack(); reply.raw.end('raw') })
+        app.post('/lazy', async request => {
+          await new Promise(resolve => request.raw.once('close', resolve))
+          return 'ran'
+        })
+        app.post('/lazy-hijack', (_request, reply) => {
+          reply.hijack()
+          reply.raw.end('raw')
+        })
         app.post(
           '/lazy-early', { preHandler: async (_request, reply) => await reply.code(403).send('no') }, async () => 'ran'
         )
         app.post('/text', {
-          preParsing: [async (request, _reply, payload) => { request.raw.setEncoding('utf8'); return payload }]
+          preParsing: [async (request, _reply, payload) => {
+            request.raw.setEncoding('utf8')
+            return payload
+          }]
         }, async request => request.body)
       }
     })

@@ -25,7 +25,10 @@ for (const mode of MODES) {
     }
     const served = await start(t, mode, {
       routes: app => {
-        app.post('/value', async (_request, reply) => { await wait('/value', reply.raw); return { runs } })
+        app.post('/value', async (_request, reply) => {
+          await wait('/value', reply.raw)
+          return { runs }
+        })
         app.post('/undefined', async (_request, reply) => {
           reply.code(204).header('x-mark', 'yes')
           await wait('/undefined', reply.raw)
@@ -41,10 +44,14 @@ for (const mode of MODES) {
           await wait('/stream', reply.raw)
           return await reply.send(Readable.from(['a', 'b']))
         })
-        app.post('/throws', async (_request, reply) => { await wait('/throws', reply.raw); throw new Error('late') })
-        app.post(
-          '/undefined-fails', async (_request, reply) => { reply.code(503); await wait('/undefined-fails', reply.raw) }
-        )
+        app.post('/throws', async (_request, reply) => {
+          await wait('/throws', reply.raw)
+          throw new Error('late')
+        })
+        app.post('/undefined-fails', async (_request, reply) => {
+          reply.code(503)
+          await wait('/undefined-fails', reply.raw)
+        })
       }
     })
     const { port, post } = served
@@ -251,7 +258,10 @@ for (const mode of STORES) {
           remove: key => real.remove(key)
         }
       },
-      routes: app => app.post('/', async () => { runs++; return 'ran' })
+      routes: app => app.post('/', async () => {
+        runs++
+        return 'ran'
+      })
     })
     const asked = once(app.server, 'request')
     const socket = await cutting(port, head('/', 'k'))
@@ -270,7 +280,10 @@ t.test('G8: a streamed response to an upload that is cut off meanwhile is not ke
   let runs = 0
   const { app, port, post } = await start(t, 'memory', {
     before: app => { app.addContentTypeParser('text/lazy', (_request, _payload, done) => done(null)) },
-    routes: app => app.post('/', async () => { runs++; return Readable.from(['several', 'chunks']) })
+    routes: app => app.post('/', async () => {
+      runs++
+      return Readable.from(['several', 'chunks'])
+    })
   })
   const headers = { 'content-type': 'text/lazy', 'idempotency-key': 'cut' }
   const socket = await cutting(port, head('/', 'cut', 'Content-Type: text/lazy\r\nContent-Length: 9\r\n') + 'half')
@@ -294,7 +307,10 @@ for (const mode of MODES) {
     source.write('x'.repeat(600))
     await once(socket, 'data')
     socket.destroy()
-    await until(() => { if (!source.destroyed) source.write('x'); return source.destroyed }, 'the end of the source')
+    await until(() => {
+      if (!source.destroyed) source.write('x')
+      return source.destroyed
+    }, 'the end of the source')
     await until(async () => await stateOf(served, 'k') === 'completed', 'the key is done')
     t.match((await served.post('k')).json(), { code: 'idempotency_response_unavailable' })
   })
@@ -308,7 +324,10 @@ t.test('G6: an upload cut off behind a decoding instance hook frees the key of a
       app.addContentTypeParser('text/stream', (_request, payload, done) => done(null, payload))
     },
     routes: app => {
-      app.post('/early', async () => { entered.get('/early')?.open(); return 'early' })
+      app.post('/early', async () => {
+        entered.get('/early')?.open()
+        return 'early'
+      })
       app.post('/late', async (_request, reply) => {
         const closed = once(reply.raw, 'close')
         entered.get('/late')?.open()

@@ -24,7 +24,10 @@ t.test('S1, S2, S3: the key is an Item whose value is a String of RFC 9651; para
   let seen: string | undefined
   const { post } = await start(t, 'memory', {
     options: { profile: 'ietf' },
-    routes: app => app.post('/', async request => { seen = request.idempotency.key ?? undefined; return {} })
+    routes: app => app.post('/', async request => {
+      seen = request.idempotency.key ?? undefined
+      return {}
+    })
   })
   for (const [value, key] of [
     [`"${UUID}"`, UUID],
@@ -48,7 +51,10 @@ t.test('S2, S3, S4: anything else is a 400, before the body is read, rather than
   let runs = 0
   const { post } = await start(t, 'memory', {
     options: { profile: 'ietf', docsUrl },
-    routes: app => app.post('/', async () => { runs++; return {} })
+    routes: app => app.post('/', async () => {
+      runs++
+      return {}
+    })
   })
   for (
     const value of [
@@ -72,7 +78,10 @@ t.test('S1: every String that can be sent is a key of its own', async t => {
   let seen: string | undefined
   const { post } = await start(t, 'memory', {
     options: { profile: 'ietf' },
-    routes: app => app.post('/', async request => { seen = request.idempotency.key ?? undefined; return {} })
+    routes: app => app.post('/', async request => {
+      seen = request.idempotency.key ?? undefined
+      return {}
+    })
   })
   await fc.assert(fc.asyncProperty(fc.string({ minLength: 1, maxLength: 255 }).filter(
     text => text.trim() !== ''
@@ -98,7 +107,11 @@ for (const mode of MODES) {
       options: { profile: 'ietf', docsUrl, required: true },
       routes: app => {
         app.post('/', async () => ({ ok: true }))
-        app.post('/slow', async () => { started.open(); await finish.promise; return {} })
+        app.post('/slow', async () => {
+          started.open()
+          await finish.promise
+          return {}
+        })
       }
     })
     checkProblem(t, await post(undefined, '{}'), 400, 'idempotency_key_missing', 'Idempotency-Key is missing')

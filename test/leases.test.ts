@@ -54,9 +54,10 @@ t.test('G2: a late holder is told; its client gets the winner\'s response, or a 
   const { post, app } = await start(t, 'memory', {
     options: { store, lease: 60_000 },
     before: app => {
-      app.addHook(
-        'onRequest', (_request, reply, done) => { reply.header('x-hook', 'yes').header('x-run', 'none'); done() }
-      )
+      app.addHook('onRequest', (_request, reply, done) => {
+        reply.header('x-hook', 'yes').header('x-run', 'none')
+        done()
+      })
     },
     routes: app => {
       const work = async (failing: boolean): Promise<unknown> => {
@@ -71,19 +72,28 @@ t.test('G2: a late holder is told; its client gets the winner\'s response, or a 
         async (_request, reply) => await reply.header('x-run', runs).header('x-late', 'yes').send(await work(false))
       )
       app.post('/failing', async () => await work(true))
-      app.post('/stream', async () => { await work(false); return Readable.from(['a', 'b']) })
+      app.post('/stream', async () => {
+        await work(false)
+        return Readable.from(['a', 'b'])
+      })
       app.post('/throw', { config: { idempotency: { errors: 'throw' } } }, async () => await work(false))
     }
   })
   const race = async (path: string, winnerFirst: boolean) => {
     runs = 0
-    for (const i of [0, 1]) { entered[i] = gate(); finish[i] = gate() }
+    for (const i of [0, 1]) {
+      entered[i] = gate()
+      finish[i] = gate()
+    }
     const first = post(path, '{}', { path }).catch((error: Error) => error)
     await entered[0]?.promise
     await app.idempotency.forget({ key: path })
     const second = post(path, '{}', { path })
     await entered[1]?.promise
-    if (winnerFirst) { finish[1]?.open(); await second }
+    if (winnerFirst) {
+      finish[1]?.open()
+      await second
+    }
     finish[0]?.open()
     const late = await first
     finish[1]?.open()
@@ -115,7 +125,12 @@ t.test('G2: a record that the store has lost is written anew by its holder', asy
   const entered = gate()
   let finish = gate()
   const { post, app } = await start(t, 'memory', {
-    options: { store }, routes: app => app.post('/', async () => { entered.open(); await finish.promise; return 'ok' })
+    options: { store },
+    routes: app => app.post('/', async () => {
+      entered.open()
+      await finish.promise
+      return 'ok'
+    })
   })
   const run = async (before?: () => void) => {
     finish = gate()
@@ -138,7 +153,8 @@ t.test('G2: a record that the store has lost is written anew by its holder', asy
   t.equal((await post('k', '{}')).text, 'ok')
   await app.idempotency.forget({ key: 'k' })
   let completes = 0
-  t.equal(await run(() => { faults.complete = () => { if (++completes === 2) fails() } }), 'ok')
+  const failsOnce = (): void => { if (++completes === 2) fails() }
+  t.equal(await run(() => { faults.complete = failsOnce }), 'ok')
   delete faults.complete
   await until(
     async () => (await app.idempotency.inspect({ key: 'k' }))?.state === 'completed', 'the response is kept later'
@@ -166,9 +182,10 @@ t.test('G5: signal aborts when the lease is lost, whether it was asked for befor
   const lost = listen(t, 'lease-lost')
   const { post: post2, app: app2 } = await start(t, 'memory', {
     options: { lease: 120 },
-    routes: app => app.post(
-      '/', async request => { await later.promise; return { reason: String(request.idempotency?.signal.reason) } }
-    )
+    routes: app => app.post('/', async request => {
+      await later.promise
+      return { reason: String(request.idempotency?.signal.reason) }
+    })
   })
   const second = post2('k', '{}')
   await until(async () => await app2.idempotency.forget({ key: 'k' }), 'the claim')
@@ -240,7 +257,10 @@ t.test('inFlight wait: another body is told once it has been read, the same one 
   const { post } = await start(t, 'memory', {
     options: { store, lease: 120, inFlight: { wait: 60_000 } },
     routes: app => {
-      const handler = async (): Promise<string> => { await finish.promise; return 'ok' }
+      const handler = async (): Promise<string> => {
+        await finish.promise
+        return 'ok'
+      }
       app.post('/parsed', { config: { idempotency: { hook: 'preHandler' } } }, handler)
       app.post('/unread', handler)
       app.post('/brief', { config: { idempotency: { inFlight: { wait: 30 } } } }, handler)
@@ -268,9 +288,11 @@ t.test('a waiter that a handler timeout has ended does not take the key', async 
   const store = faulty({})
   const { post, app } = await start(t, 'memory', {
     options: { store, inFlight: { wait: 60_000 } },
-    routes: app => app.post(
-      '/', { handlerTimeout: 400 }, async () => { runs++; await finish.promise; throw new Error('failed') }
-    )
+    routes: app => app.post('/', { handlerTimeout: 400 }, async () => {
+      runs++
+      await finish.promise
+      throw new Error('failed')
+    })
   })
   t.same((await Promise.all([post('k'), post('k')])).map(({ status }) => status), [503, 503])
   const asked = store.calls.length
@@ -287,9 +309,13 @@ t.test('G2: a late failure whose body was never read is refused as well', async 
   const { post, app } = await start(t, 'memory', {
     options: { lease: 60_000 },
     before: app => { app.addContentTypeParser('text/lazy', (_request, _payload, done) => done(null)) },
-    routes: app => app.post(
-      '/', async () => { if (runs++ === 0) { await finish.promise; throw new Error('late') } return 'won' }
-    )
+    routes: app => app.post('/', async () => {
+      if (runs++ === 0) {
+        await finish.promise
+        throw new Error('late')
+      }
+      return 'won'
+    })
   })
   const lazy = { headers: { 'content-type': 'text/lazy', 'idempotency-key': 'k' } }
   const first = post('k', 'x'.repeat(500_000), lazy)

@@ -3,21 +3,20 @@ import { once } from 'node:events'
 import { connect } from 'node:net'
 import * as diagnostics from 'node:diagnostics_channel'
 import t, { type Test } from 'tap'
-import {
-  IDEMPOTENCY_EVENTS, RedisStore, type IdempotencyEvent, type IdempotencyStore
-} from '../lib/index.ts'
-import {
-  gate, redisClient, send, serversOf, start, STORES, stopRedis, until
-} from './fixtures/app.ts'
+import { IDEMPOTENCY_EVENTS, RedisStore, type IdempotencyEvent, type IdempotencyStore } from '../lib/index.ts'
+import { gate, headersOf, redisClient, send, serversOf, start, STORES, stopRedis, until } from './fixtures/app.ts'
 import { faulty, hangs } from './fixtures/faulty.ts'
 import { breakable, dieHolding, routes } from './fixtures/events.ts'
 
 t.teardown(stopRedis)
 
 t.test('an upload that is cut off is told once', async t => {
-  const { port } = await start(
-    t, 'memory', { routes: app => { app.post('/', async () => 'ok'); app.get('/', async () => 'ok') } }
-  )
+  const { port } = await start(t, 'memory', {
+    routes: app => {
+      app.post('/', async () => 'ok')
+      app.get('/', async () => 'ok')
+    }
+  })
   const events: IdempotencyEvent[] = []
   listen(t, 'released', event => { events.push(event) })
   const socket = connect(port, '127.0.0.1')
@@ -39,6 +38,52 @@ function listen (t: Test, name: string, listener: (event: IdempotencyEvent) => v
   t.teardown(() => diagnostics.unsubscribe(`fastify-idempotency:${name}`, subscriber))
 }
 
+t.test('events tell what happened, with the key, and never a body or a credential', async t => {
+  const events: Array<[string, IdempotencyEvent]> = []
+  const names = ['executed', 'replayed', 'mismatched', 'conflicted', 'invalid', 'released', 'unreplayable']
+  for (const name of names) listen(t, name, event => { events.push([name, event]) })
+  const log: string[] = []
+  const entered = gate()
+  const finish = gate()
+  const { post } = await start(t, 'memory', {
+    fastify: { logger: { level: 'debug', stream: { write: (line: string) => { log.push(line) } } } },
+    options: { maxResponseBytes: 500 },
+    routes: app => {
+      app.post('/', async () => 'a kept body')
+      app.post('/slow', async () => {
+        entered.open()
+        await finish.promise
+        return 'ok'
+      })
+      app.post('/fail', async (_request, reply) => await reply.code(500).send('x'))
+      app.post('/large', async () => 'x'.repeat(501))
+      app.post('/required', { config: { idempotency: { required: true } } }, async () => 'ok')
+    }
+  })
+  const auth = { headers: { ...headersOf({ key: 'k', body: '' }), authorization: 'Bearer secret-token' } }
+  await post('k', '{"card":"4242424242424242"}', auth)
+  await post('k', '{"card":"4242424242424242"}', auth)
+  await post('k', '{"card":"4343434343434343"}', auth)
+  await post('', '{}')
+  const slow = post('s', '{}', { path: '/slow' })
+  await entered.promise
+  await post('s', '{}', { path: '/slow' })
+  finish.open()
+  await slow
+  await post('f', '{}', { path: '/fail' })
+  await post('l', '{}', { path: '/large' })
+  await post(undefined, '{}', { path: '/required' })
+  t.same(events.map(([name, { key, status, attempt }]) => [name, key, status, attempt]), [
+    ['executed', 'k', 200, 1], ['replayed', 'k', 200, 1], ['mismatched', 'k', 409, 1], ['invalid', '', 400, 0],
+    ['conflicted', 's', 409, 1], ['executed', 's', 200, 1], ['released', 'f', 500, 1], ['unreplayable', 'l', 200, 1],
+    ['invalid', '', 400, 0]
+  ])
+  t.ok(events.every(([, { request }]) => request.method === 'POST'))
+  t.match(log.join(''), 'idempotency: replayed')
+  t.match(log.join(''), 'cannot be kept')
+  t.notMatch(log.join(''), /secret-token|4242424242424242|a kept body/)
+})
+
 for (const mode of STORES) {
   t.test(`each event fires once for what it names, with its fields (${mode})`, async t => {
     const told: Array<[string, IdempotencyEvent]> = []
@@ -50,10 +95,16 @@ for (const mode of STORES) {
       options: { store, keyPrefix: prefix, maxResponseBytes: 500 },
       routes: app => {
         routes(app, entered, finish)
-        app.post('/late', async () => { lateEntered.open(); await lateFinish.promise; return 'ok' })
-        app.post(
-          '/hijack', async (_request, reply) => { reply.hijack(); reply.raw.statusCode = 500; reply.raw.end('x') }
-        )
+        app.post('/late', async () => {
+          lateEntered.open()
+          await lateFinish.promise
+          return 'ok'
+        })
+        app.post('/hijack', async (_request, reply) => {
+          reply.hijack()
+          reply.raw.statusCode = 500
+          reply.raw.end('x')
+        })
       }
     })
     const { app, post } = api
@@ -172,7 +223,10 @@ t.test('an event of the ietf profile has the status of that profile', async t =>
 t.test('a subscriber that throws does not break the request: Node.js reports it as an uncaught exception', async t => {
   const caught: unknown[] = []
   const done = gate()
-  process.setUncaughtExceptionCaptureCallback(error => { caught.push(error); done.open() })
+  process.setUncaughtExceptionCaptureCallback(error => {
+    caught.push(error)
+    done.open()
+  })
   t.teardown(() => { process.setUncaughtExceptionCaptureCallback(null) })
   const fault = new Error('in a subscriber')
   const others: string[] = []
@@ -199,7 +253,10 @@ t.test('the log has no body and no credential, whatever a store puts on its erro
     const { app, post } = await start(t, 'memory', {
       fastify: { logger },
       options: { store: new RedisStore(redis) },
-      routes: app => app.post('/', async () => { await limit(1); return 'a kept body' })
+      routes: app => app.post('/', async () => {
+        await limit(1)
+        return 'a kept body'
+      })
     })
     t.equal((await post('k', '{"card":"4242424242424242"}', { headers })).text, 'a kept body')
     await limit(0)

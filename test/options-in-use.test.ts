@@ -20,9 +20,11 @@ async function holding (
   const api = await start(t, 'memory', {
     options,
     routes: app => {
-      app.post(
-        '/', { config: { idempotency: route } }, async () => { entered.open(); await finish.promise; return 'ok' }
-      )
+      app.post('/', { config: { idempotency: route } }, async () => {
+        entered.open()
+        await finish.promise
+        return 'ok'
+      })
     }
   })
   // Before the app is closed, which waits for it.
@@ -213,10 +215,19 @@ t.test('G2: one warning names the routes whose callers are told apart by cookies
     app.post('/chosen', { config: { idempotency: { scope: 'credentials' } } }, ok)
     app.post('/one', { config: { idempotency: { scope: false } } }, ok)
   }
-  t.same(await cookieWarnings({}, app => { app.register(cookie); routes(app) }), [['POST /pay', 'PATCH /pay']])
+  t.same(await cookieWarnings({}, app => {
+    app.register(cookie)
+    routes(app)
+  }), [['POST /pay', 'PATCH /pay']])
   t.same(await cookieWarnings({}, routes), [], 'no cookies, no warning')
-  t.same(await cookieWarnings({ scope: 'credentials' }, app => { app.register(cookie); routes(app) }), [])
-  t.same(await cookieWarnings({ scope: false }, app => { app.register(cookie); routes(app) }), [])
+  t.same(await cookieWarnings({ scope: 'credentials' }, app => {
+    app.register(cookie)
+    routes(app)
+  }), [])
+  t.same(await cookieWarnings({ scope: false }, app => {
+    app.register(cookie)
+    routes(app)
+  }), [])
   const sessions = (app: FastifyInstance): void => {
     app.register(cookie)
     app.register(session, { secret: 'a secret of at least 32 characters' })
@@ -226,9 +237,15 @@ t.test('G2: one warning names the routes whose callers are told apart by cookies
   const passport = fp(
     async (app: FastifyInstance) => { app.decorateRequest('passport', null) }, { name: '@fastify/passport' }
   )
-  t.same(await cookieWarnings({}, app => { app.register(passport); app.post('/pay', ok) }), [['POST /pay']])
   t.same(await cookieWarnings({}, app => {
-    app.register(async child => { child.register(cookie); child.post('/web', ok) })
+    app.register(passport)
+    app.post('/pay', ok)
+  }), [['POST /pay']])
+  t.same(await cookieWarnings({}, app => {
+    app.register(async child => {
+      child.register(cookie)
+      child.post('/web', ok)
+    })
     app.register(async child => { child.post('/api', ok) })
   }), [['POST /web']], 'only where the plugin is')
 })

@@ -82,9 +82,11 @@ for (const mode of MODES) {
   t.test(`a bad key is refused before the body is read (${mode})`, async t => {
     let parsed = 0
     const { call, port } = await start(t, mode, {
-      before: app => app.addContentTypeParser(
-        'text/slow', (_request, payload, done) => { parsed++; payload.resume(); done(null, 'body') }
-      ),
+      before: app => app.addContentTypeParser('text/slow', (_request, payload, done) => {
+        parsed++
+        payload.resume()
+        done(null, 'body')
+      }),
       routes: app => app.post('/', async () => 'ok')
     })
     const bad = async (headers: http.OutgoingHttpHeaders) => await call(

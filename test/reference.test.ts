@@ -134,7 +134,10 @@ async function provoke (t: Test, profile: 'default' | 'ietf'): Promise<Record<Id
       app.post('/required', { config: { idempotency: { required: true } } }, created)
       app.post('/large', { config: { idempotency: { maxResponseBytes: 1 } } }, created)
       app.post('/reject', { config: { idempotency: { abandoned: 'reject' } } }, created)
-      app.post('/slow', async () => { begun.open(); await running.promise })
+      app.post('/slow', async () => {
+        begun.open()
+        await running.promise
+      })
     }
   })
   const away = await start(t, 'memory', {

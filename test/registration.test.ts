@@ -180,7 +180,11 @@ for (const mode of STORES) {
       const finish = gate()
       const { app, port } = await start(t, mode, {
         fastify: { forceCloseConnections },
-        routes: app => app.post('/', async () => { entered.open(); await finish.promise; return 'ok' })
+        routes: app => app.post('/', async () => {
+          entered.open()
+          await finish.promise
+          return 'ok'
+        })
       })
       const call = send(port, { key: 'k', headers: { connection: 'close' } }).then(({ text }) => text, () => 'cut off')
       await entered.promise

@@ -44,7 +44,12 @@ for (const mode of STORES) {
         let calls = 0
         app.post('/narrow-later', {
           config: {
-            idempotency: { fingerprint: () => { if (calls++ > 0) throw new Error('no fingerprint'); return 'same' } }
+            idempotency: {
+              fingerprint: () => {
+                if (calls++ > 0) throw new Error('no fingerprint')
+                return 'same'
+              }
+            }
           }
         }, () => ({ sync: true }))
         app.post('/needs-event', { config: { idempotency: { required: true, key: () => undefined } } }, handler)
@@ -195,14 +200,12 @@ for (const mode of STORES) {
       routes: app => {
         app.post('/keep', async (request, reply) => {
           request.idempotency?.keep()
-          return await reply.code(503).send(
-            {
-              key: request.idempotency?.key,
-              replayed: request.idempotency?.replayed,
-              aborted: request.idempotency?.signal.aborted,
-              run: ++runs
-            }
-          )
+          return await reply.code(503).send({
+            key: request.idempotency?.key,
+            replayed: request.idempotency?.replayed,
+            aborted: request.idempotency?.signal.aborted,
+            run: ++runs
+          })
         })
         app.post('/release', async request => {
           request.idempotency?.release()
@@ -224,7 +227,11 @@ for (const mode of STORES) {
     const { post, app } = await start(t, mode, {
       routes: app => {
         app.post('/', async (_request, reply) => await reply.code(201).send('secret body'))
-        app.post('/slow', async () => { entered.open(); await finish.promise; return 'ok' })
+        app.post('/slow', async () => {
+          entered.open()
+          await finish.promise
+          return 'ok'
+        })
         app.post('/fail', async () => { throw new Error('fails') })
       }
     })

@@ -179,9 +179,10 @@ for (const mode of STORES) {
       routes: app => app.post('/', async (request, reply) => {
         const { step, attempt } = request.idempotency
         const names = attempt === 1 ? ['a', 'b', 'c'] : ['c', 'd', 'b', 'a']
-        const results = await Promise.all(
-          names.map(async name => await step(name, async () => { ran.push(name); return `${name}${attempt}` }))
-        )
+        const results = await Promise.all(names.map(async name => await step(name, async () => {
+          ran.push(name)
+          return `${name}${attempt}`
+        })))
         return await reply.code(attempt === 1 ? 500 : 200).send(results)
       })
     })
@@ -220,8 +221,14 @@ for (const mode of STORES) {
       routes: app => app.post('/', async (request, reply) => {
         const { step, attempt } = request.idempotency
         if (attempt === 1) return await reply.code(500).send()
-        const work = (): never => { calls.push('work'); throw new Error('lost') }
-        const interrupted = (): never => { calls.push('asked'); return 'found' as never }
+        const work = (): never => {
+          calls.push('work')
+          throw new Error('lost')
+        }
+        const interrupted = (): never => {
+          calls.push('asked')
+          return 'found' as never
+        }
         await step('a', work, { interrupted }).catch(() => {})
         return { found: await step('a', work, { interrupted }) }
       })

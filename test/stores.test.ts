@@ -193,7 +193,10 @@ t.test('RedisStore does each step in one round trip', async t => {
   await store.read('warm')
   const commands: string[] = []
   const counting = new RedisStore({
-    callBuffer: async (command, ...args) => { commands.push(command); return await client.callBuffer(command, ...args) }
+    callBuffer: async (command, ...args) => {
+      commands.push(command)
+      return await client.callBuffer(command, ...args)
+    }
   })
   await counting.claim('trip', claim)
   await counting.renew('trip', token, 1_000, 1_000, '')

@@ -51,7 +51,10 @@ for (const mode of STORES) {
     const prefix = `${randomUUID()}:`
     const api = await start(t, 'memory', {
       options: { store, keyPrefix: prefix, maxResponseBytes: 500 },
-      routes: app => { routes(app, entered, finish); serveMetrics(app, registry) }
+      routes: app => {
+        routes(app, entered, finish)
+        serveMetrics(app, registry)
+      }
     })
     const other = await start(t, 'memory', { routes })
     const metrics = async (): Promise<string[]> => (
@@ -132,7 +135,10 @@ for (const mode of STORES) {
     const prefix = `${randomUUID()}:`
     const api = await start(t, 'memory', {
       options: { store, keyPrefix: prefix, maxResponseBytes: 500 },
-      routes: async app => { await app.register(instrumentation.plugin()); routes(app, entered, finish) }
+      routes: async app => {
+        await app.register(instrumentation.plugin())
+        routes(app, entered, finish)
+      }
     })
     await everything(api, store, prefix, fail, entered, finish)
     const requests = spans.getFinishedSpans().filter(({ name }) => name === 'request')
@@ -263,6 +269,9 @@ function tracer (t: Test): { spans: InMemorySpanExporter, instrumentation: Fasti
   instrumentation.setTracerProvider(new BasicTracerProvider({ spanProcessors: [new SimpleSpanProcessor(spans)] }))
   context.setGlobalContextManager(new AsyncLocalStorageContextManager().enable())
   const stop = registerTracing()
-  t.teardown(() => { stop(); context.disable() })
+  t.teardown(() => {
+    stop()
+    context.disable()
+  })
   return { spans, instrumentation }
 }

@@ -76,7 +76,11 @@ for (const mode of STORES) {
       before: app => {
         app.addContentTypeParser('text/stream', async (
           _request: FastifyRequest, payload: AsyncIterable<Buffer>
-        ) => { let text = ''; for await (const chunk of payload) text += String(chunk); return text })
+        ) => {
+          let text = ''
+          for await (const chunk of payload) text += String(chunk)
+          return text
+        })
       },
       routes: app => {
         for (const hook of hooks) {
@@ -93,7 +97,10 @@ for (const mode of STORES) {
     })
     const { store } = app.idempotency
     const claim = store.claim.bind(store)
-    store.claim = (...args) => { claims++; return claim(...args) }
+    store.claim = (...args) => {
+      claims++
+      return claim(...args)
+    }
     for (const hook of hooks) {
       for (const [type, body] of [['application/json', '{"a":1}'], ['text/stream', 'x'.repeat(200_000)]] as const) {
         [runs, claims, entered, finish] = [0, 0, gate(), gate()]
@@ -182,7 +189,10 @@ t.test('G8: a fingerprint of another type than a string or a Buffer is an error'
 t.test('G8: the URL counts as the client sent it, whatever a handler makes of it, and however long it is', async t => {
   const { app, post } = await start(t, 'memory', {
     fastify: { http: { maxHeaderSize: 65_536 } } as FastifyServerOptions,
-    routes: app => app.post('/*', async request => { request.raw.url = '/rewritten'; return 'ok' })
+    routes: app => app.post('/*', async request => {
+      request.raw.url = '/rewritten'
+      return 'ok'
+    })
   })
   for (const path of ['/short', `/long?q=${'x'.repeat(30_000)}`]) {
     t.equal((await post(path.slice(0, 5), undefined, { path })).text, 'ok')

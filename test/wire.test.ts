@@ -20,23 +20,20 @@ for (const mode of MODES) {
     const { post } = await start(t, mode, {
       before: async app => {
         await app.register(multipart)
-        app.addContentTypeParser(
-          'text/pipe',
-          (_request, payload, done) => {
-            const through = new PassThrough(); let n = 0; payload.pipe(through).on(
-              'data', (chunk: Buffer) => { n += chunk.length }
-            ).on('end', () => done(null, n))
-          }
-        )
+        app.addContentTypeParser('text/pipe', (_request, payload, done) => {
+          const through = new PassThrough()
+          let n = 0
+          payload.pipe(through).on('data', (chunk: Buffer) => { n += chunk.length }).on('end', () => done(null, n))
+        })
         app.addContentTypeParser('text/await', async (_request: unknown, payload: Readable) => {
           let n = 0
           for await (const chunk of payload) n += (chunk as Buffer).length
           return n
         })
         app.addContentTypeParser('text/events', (_request, payload, done) => {
-          let n = 0; payload.on(
-            'data', (chunk: Buffer) => { n += chunk.length }
-          ); payload.on('end', () => done(null, n))
+          let n = 0
+          payload.on('data', (chunk: Buffer) => { n += chunk.length })
+          payload.on('end', () => done(null, n))
         })
         app.addContentTypeParser('text/sleep', (_request, payload, done) => {
           setTimeout(() => {
@@ -49,7 +46,10 @@ for (const mode of MODES) {
         app.post('/', async request => ({ runs: ++runs, length: request.body }))
         app.post('/later', {
           preParsing: [
-            async (_r, _p, payload) => { await new Promise(resolve => setTimeout(resolve, 5)); return payload }
+            async (_r, _p, payload) => {
+              await new Promise(resolve => setTimeout(resolve, 5))
+              return payload
+            }
           ]
         }, async request => ({ runs: ++runs, body: request.body }))
         app.post('/gunzip', { preParsing: gunzipped }, async request => ({ runs: ++runs, body: request.body }))
@@ -63,7 +63,10 @@ for (const mode of MODES) {
           return { runs: ++runs, bytes }
         })
         app.post('/unread', async () => ({ runs: ++runs }))
-        app.post('/begun', async request => { await request.file(); return { runs: ++runs } })
+        app.post('/begun', async request => {
+          await request.file()
+          return { runs: ++runs }
+        })
       }
     })
     const big = Array.from({ length: 40 }, (_, i) => String(i % 10).repeat(3_000))
@@ -112,16 +115,14 @@ for (const mode of MODES) {
   t.test(`G8: bodies by inject, strings and streams, and none (${mode})`, async t => {
     let runs = 0
     const { app } = await start(t, mode, { routes: app => app.post('/', async () => ({ runs: ++runs })) })
-    const inject = async (key: string, payload?: string | Readable, type = 'text/plain') => await app.inject(
-      {
-        method: 'POST',
-        url: '/',
-        headers: {
-          'idempotency-key': key, ...(payload === undefined ? {} : { 'content-type': type })
-        },
-        ...(payload === undefined ? {} : { payload })
-      }
-    )
+    const inject = async (key: string, payload?: string | Readable, type = 'text/plain') => await app.inject({
+      method: 'POST',
+      url: '/',
+      headers: {
+        'idempotency-key': key, ...(payload === undefined ? {} : { 'content-type': type })
+      },
+      ...(payload === undefined ? {} : { payload })
+    })
     const first = await inject('k', 'body')
     t.equal((await inject('k', 'body')).payload, first.payload)
     t.equal((await inject('k', Readable.from(['bo', 'dy']))).headers['idempotent-replayed'], 'true')
@@ -152,7 +153,10 @@ for (const mode of STORES) {
     const entered = gate()
     await app.listen({ port: 0, host: '127.0.0.1' })
     const session = http2.connect(`http://127.0.0.1:${(app.server.address() as AddressInfo).port}`)
-    t.teardown(async () => { session.destroy(); await app.close() })
+    t.teardown(async () => {
+      session.destroy()
+      await app.close()
+    })
     const post = async (key: string, body?: string, type = 'application/json') => {
       const stream = session.request({
         ':method': 'POST',

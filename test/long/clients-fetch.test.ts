@@ -39,12 +39,21 @@ async function scripted (t: Test, ...script: Script[]): Promise<Scripted> {
     })
   }).listen(0, '127.0.0.1')
   await once(server, 'listening')
-  t.teardown(() => { server.closeAllConnections(); server.close() })
+  t.teardown(() => {
+    server.closeAllConnections()
+    server.close()
+  })
   const clock = {
     now: () => now,
     random: () => 0.5,
-    async sleep (ms: number) { delays.push(ms); now += ms },
-    timeout () { timeout = new AbortController(); return timeout.signal }
+    async sleep (ms: number) {
+      delays.push(ms)
+      now += ms
+    },
+    timeout () {
+      timeout = new AbortController()
+      return timeout.signal
+    }
   }
   return { url: `http://127.0.0.1:${(server.address() as AddressInfo).port}`, bodies, keys, delays, options: { clock } }
 }

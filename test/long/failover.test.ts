@@ -21,7 +21,11 @@ async function pair (t: Test, minReplicas: number, storeTimeout = 1_000, more = 
     routes: app => {
       more(app)
       app.post('/', async () => ({ run: ++runs, id: randomUUID() }))
-      app.post('/slow', async () => { entered.open(); await finish.promise; return { run: ++runs, id: randomUUID() } })
+      app.post('/slow', async () => {
+        entered.open()
+        await finish.promise
+        return { run: ++runs, id: randomUUID() }
+      })
     }
   })
   const failOver = async (): Promise<void> => {
@@ -72,7 +76,10 @@ t.test('G16: with minReplicas a step counts once a replica has it, and survives 
   let charging = (): void => {}
   const routes = (app: FastifyInstance): unknown => app.post('/steps', async (request, reply) => {
     const { step } = request.idempotency
-    const charge = await step('charge', () => { charging(); return ++charges })
+    const charge = await step('charge', () => {
+      charging()
+      return ++charges
+    })
     await step('mail', () => ++mails)
     return await reply.code(fails ? 500 : 201).send({ charge })
   })

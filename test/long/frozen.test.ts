@@ -21,7 +21,11 @@ t.test('G1: a request that was frozen after its claim does not run if its key wa
     }
     let runs = 0
     const { post } = await start(t, 'memory', {
-      options: { store, lease: 120, keyPrefix: '' }, routes: app => app.post('/', async () => { runs++; return 'late' })
+      options: { store, lease: 120, keyPrefix: '' },
+      routes: app => app.post('/', async () => {
+        runs++
+        return 'late'
+      })
     })
     const frozen = post('k')
     await granted.promise
@@ -64,9 +68,13 @@ for (const mode of STORES) {
   t.test(`the process that runs the original tells a mismatch at once (${mode})`, async t => {
     const finish = gate()
     const entered = gate()
-    const { post } = await start(
-      t, mode, { routes: app => app.post('/', async () => { entered.open(); await finish.promise; return 'ok' }) }
-    )
+    const { post } = await start(t, mode, {
+      routes: app => app.post('/', async () => {
+        entered.open()
+        await finish.promise
+        return 'ok'
+      })
+    })
     const first = post('k', '{"a":1}')
     await entered.promise
     t.equal((await post('k', '{"a":2}')).json().code, 'idempotency_key_mismatch')
@@ -106,12 +114,19 @@ t.test('inFlight wait: in process a waiter is woken rather than polling, and its
   const store = new MemoryStore()
   let claims = 0
   const { claim } = store
-  store.claim = (...args) => { claims++; return claim.apply(store, args) }
+  store.claim = (...args) => {
+    claims++
+    return claim.apply(store, args)
+  }
   const { post, port, app } = await start(t, 'memory', {
     options: {
       store, inFlight: { wait: 60_000 }
     },
-    routes: app => app.post('/', async () => { entered.open(); await finish.promise; return 'ok' })
+    routes: app => app.post('/', async () => {
+      entered.open()
+      await finish.promise
+      return 'ok'
+    })
   })
   const first = post('k', '{}')
   await entered.promise
@@ -167,9 +182,10 @@ t.test('G2: a holder that alone cannot reach the store shows no outcome once its
   const one = await start(t, 'memory', {
     options: { store: partitioned, lease: 100, storeTimeout: 80, keyPrefix: '' },
     routes: app => app.post('/', async request => {
-      request.idempotency?.signal.addEventListener(
-        'abort', aborted.open
-      ); entered.open(); await finish.promise; return { by: 'one' }
+      request.idempotency?.signal.addEventListener('abort', aborted.open)
+      entered.open()
+      await finish.promise
+      return { by: 'one' }
     })
   })
   const other = await start(

@@ -52,13 +52,19 @@ t.test('G10: ten thousand outcomes that wait for a store that answers at once ar
 t.test('G10: an outcome too long for Redis is known as done; others are kept beside it', async t => {
   const server = await startRedis()
   const redis = connect(server.port)
-  t.teardown(async () => { redis.disconnect(); await server.stop() })
+  t.teardown(async () => {
+    redis.disconnect()
+    await server.stop()
+  })
   await redis.config('SET', 'proto-max-bulk-len', '1048576')
   let runs = 0
   const { post, app } = await start(t, 'memory', {
     options: { store: new RedisStore(redis), maxResponseBytes: 8_388_608, lease: 3_000 },
     routes: app => {
-      app.post('/', async () => { runs++; return 'x'.repeat(2_097_152) })
+      app.post('/', async () => {
+        runs++
+        return 'x'.repeat(2_097_152)
+      })
       app.post('/small', async () => 'small')
     }
   })

@@ -117,7 +117,10 @@ t.test('G10: a claim granted after its deadline is given back', async t => {
   // A late answer that grants nothing has nothing to give back; a late failure is nothing new.
   for (const then of [() => {}, fails]) {
     const again = gate()
-    faults.claim = async () => { await again.promise; then() }
+    faults.claim = async () => {
+      await again.promise
+      then()
+    }
     t.equal((await post('k', '{}')).status, 503)
     again.open()
     await new Promise(resolve => setImmediate(resolve))
@@ -129,12 +132,21 @@ t.test('G10: a claim granted after its deadline is given back', async t => {
 t.test('G10: a renewal that is answered after the end changes nothing', async t => {
   const renewing = gate()
   const answer = gate()
-  const faults: Faults = { renew: async () => { renewing.open(); await answer.promise; fails() } }
+  const faults: Faults = {
+    renew: async () => {
+      renewing.open()
+      await answer.promise
+      fails()
+    }
+  }
   const errors = listen(t, 'store-error')
   const { post } = await start(t, 'memory', {
     options: { store: faulty(faults), lease: 120 },
     before: app => { app.addContentTypeParser('text/lazy', (_request, _payload, done) => done(null)) },
-    routes: app => app.post('/', async () => { await renewing.promise; return 'ok' })
+    routes: app => app.post('/', async () => {
+      await renewing.promise
+      return 'ok'
+    })
   })
   t.equal((
     await post('k', 'x'.repeat(500_000), { headers: { 'content-type': 'text/lazy', 'idempotency-key': 'k' } })

@@ -9,9 +9,13 @@ t.teardown(stopRedis)
 
 t.test('409 in progress: while a handler runs, the lease that inspect tells moves on', async t => {
   const running = gate()
-  const { app, post } = await logged(
-    t, { options: { lease: 120 }, routes: app => app.post('/', async () => { await running.promise; return 'done' }) }
-  )
+  const { app, post } = await logged(t, {
+    options: { lease: 120 },
+    routes: app => app.post('/', async () => {
+      await running.promise
+      return 'done'
+    })
+  })
   const first = post('k', '{}')
   await until(async () => await app.idempotency.inspect({ key: 'k' }) !== undefined, 'the key is held')
   const then = await app.idempotency.inspect({ key: 'k' })
@@ -125,7 +129,10 @@ t.test('409 response unavailable: a handler that ends after its handlerTimeout',
   // Without a body: Fastify's timer does not outlive the reading of one.
   const running = gate()
   const { app, post } = await logged(t, {
-    routes: app => app.post('/', { handlerTimeout: 400 }, async () => { await running.promise; return 'late' })
+    routes: app => app.post('/', { handlerTimeout: 400 }, async () => {
+      await running.promise
+      return 'late'
+    })
   })
   t.equal((await post('k')).status, 503)
   t.match((await post('k')).json(), { code: 'idempotency_in_progress' })

@@ -107,7 +107,10 @@ t.test('charged twice: a lost record runs again with attempt 1: forgotten, pushe
 t.test('charged twice: a full Redis that evicts runs a retry again, with noeviction it answers it', async t => {
   const redis = await startRedis()
   const client = connect(redis.port)
-  t.teardown(async () => { client.disconnect(); await redis.stop() })
+  t.teardown(async () => {
+    client.disconnect()
+    await redis.stop()
+  })
   const { post, story } = await logged(t, { options: { store: new RedisStore(client) }, routes: charge })
   await post('k', '{}')
   await client.config('SET', 'maxmemory-policy', 'noeviction')
@@ -116,7 +119,10 @@ t.test('charged twice: a full Redis that evicts runs a retry again, with noevict
   t.same(story('fresh'), ['store-error 0'])
   t.equal((await post('k', '{}')).replayed, true)
   await client.config('SET', 'maxmemory-policy', 'allkeys-lru')
-  await until(async () => { await post('more', '{}'); return await client.dbsize() === 0 }, 'the key is evicted')
+  await until(async () => {
+    await post('more', '{}')
+    return await client.dbsize() === 0
+  }, 'the key is evicted')
   await client.config('SET', 'maxmemory', '0')
   await post('k', '{}')
   t.same(story('k'), ['executed 1', 'replayed 1', 'executed 1'])

@@ -109,7 +109,12 @@ for (const mode of STORES) {
     for (const [what, watch] of Object.entries(watches)) {
       const finish = gate()
       const [entered, asked] = [gate(), gate()]
-      const options = await wrapped(mode, () => ({ watch: () => { asked.open(); return watch() as never } }))
+      const options = await wrapped(mode, () => ({
+        watch: () => {
+          asked.open()
+          return watch() as never
+        }
+      }))
       const { post } = await start(t, mode, {
         options: { ...options, inFlight: { wait: 20_000 } },
         routes: app => app.post('/', async () => {

@@ -57,7 +57,10 @@ t.test('the documented adapter for node-redis compiles, and RedisStore passes th
   const { client, redis } = await import(pathToFileURL(file).href) as {
     client: { destroy: () => void, sendCommand: (command: string[]) => Promise<unknown> }, redis: RedisStoreClient
   }
-  t.teardown(async () => { client.destroy(); await server.stop() })
+  t.teardown(async () => {
+    client.destroy()
+    await server.stop()
+  })
   t.throws(() => new RedisStore(
     client as unknown as RedisStoreClient
   ), /has no method "callBuffer"\. It looks like a client of node-redis/)

@@ -82,10 +82,16 @@ t.test('G12: a start-up warning tells once of @fastify/auth in a later stage tha
     }, handler)
     app.get('/out', { preHandler: app.auth([handler]) }, handler)
   }
-  const warnings = await warningsOf(async (app, register) => { await register(); await late(app) })
+  const warnings = await warningsOf(async (app, register) => {
+    await register()
+    await late(app)
+  })
   t.same(warnings.map(([, routes]) => routes), [['POST /a', 'POST /b']])
   t.match(warnings[0]?.[0], /@fastify\/auth checks requests .* set "hook" to that stage/)
-  t.same(await warningsOf(async (app, register) => { await register({ hook: 'preHandler' }); await late(app) }), [])
+  t.same(await warningsOf(async (app, register) => {
+    await register({ hook: 'preHandler' })
+    await late(app)
+  }), [])
 })
 
 t.test('G12: a start-up warning tells of hooks that a later plugin has put behind the one that replays', async t => {
