@@ -147,9 +147,7 @@ function bothHeaders (theirs: Json, { description: what, ...ours }: { descriptio
     ...ours,
     ...theirs,
     description,
-    ...(
-      ours.maxLength === undefined ? {} : { maxLength: Math.min(maxLength, ours.maxLength) }
-    )
+    ...(ours.maxLength === undefined ? {} : { maxLength: Math.min(maxLength, ours.maxLength) })
   }
 }
 

@@ -56,9 +56,7 @@ export function createOperator (calls: StoreCalls, prefix: string): IdempotencyO
       const { state, attempt, since, until, result } = entry
       const recorded = state === 'completed' || !calls.recordsSteps
         ? []
-        : await ask<StoreStep[]>(
-          done => calls.recorded(name, done)
-        )
+        : await ask<StoreStep[]>(done => calls.recorded(name, done))
       const steps = recorded.filter(({ name, result }) => name !== '' && result !== undefined).map(({ name }) => name)
       return {
         state,

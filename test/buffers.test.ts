@@ -96,9 +96,7 @@ for (const mode of MODES) {
       const path = `/${index}`
       // A Response has a status of its own.
       if (!what.includes('Response')) {
-        t.match(
-          await post(path, '{}', { path }), { status: 503, text: body, replayed: false }, what
-        )
+        t.match(await post(path, '{}', { path }), { status: 503, text: body, replayed: false }, what)
       }
     }
   })

@@ -129,9 +129,7 @@ for (const { fault, step, lost, executions, answers, events } of MATRIX) {
 
     const all = [await first]
     if (fault === 'gives up' && step !== 'claim') {
-      await until(
-        async () => /freed|completed/.test(String(await state())), 'the outcome is in the store'
-      )
+      await until(async () => /freed|completed/.test(String(await state())), 'the outcome is in the store')
     }
     all.push(await post('k', '{}'), await post('k', '{}'))
     t.same(all.map(describe), answers, 'answers')

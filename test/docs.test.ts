@@ -42,9 +42,7 @@ t.test('no link leads nowhere', async t => {
       const target = path === '' ? page : relative(root, join(root, dirname(page), path))
       t.doesNotThrow(() => readdirSync(join(root, dirname(target))), `${page}: ${link}`)
       if (anchor === undefined) {
-        t.doesNotThrow(
-          () => ts.sys.directoryExists(join(root, target)) || textOf(target), `${page}: ${link}`
-        )
+        t.doesNotThrow(() => ts.sys.directoryExists(join(root, target)) || textOf(target), `${page}: ${link}`)
       } else t.ok(anchors(target).has(anchor), `${page}: ${link}`)
     }
   }
@@ -149,9 +147,7 @@ t.test('every export is on the page of the API', async t => {
   const text = headings('docs/api.md').join('\n') + textOf('docs/api.md')
   for (const file of ['lib/index.ts', 'lib/openapi.ts', 'lib/sql.ts', 'lib/store-tests.ts']) {
     for (const { name } of exportsOf(file).filter(({ name }) => name !== 'default')) {
-      t.ok(
-        text.includes(name), `${file}: ${name}`
-      )
+      t.ok(text.includes(name), `${file}: ${name}`)
     }
   }
 })

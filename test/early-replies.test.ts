@@ -35,9 +35,7 @@ function upload (port: number, path: string, length: number): Upload {
   request.flushHeaders()
   return {
     request,
-    answer: once(request, 'response').then(
-      async ([response]) => await receive(response as http.IncomingMessage)
-    )
+    answer: once(request, 'response').then(async ([response]) => await receive(response as http.IncomingMessage))
   }
 }
 
@@ -66,9 +64,7 @@ for (const mode of MODES) {
     const retry = upload(port, '/twice', 8)
     retry.request.end('halfmore')
     for (const { status, text, headers } of [answer, await retry.answer]) {
-      t.same(
-        [status, text, headers['x-mark'], headers['x-more']], [202, 'accepted', 'first', undefined]
-      )
+      t.same([status, text, headers['x-mark'], headers['x-more']], [202, 'accepted', 'first', undefined])
     }
     t.equal((await retry.answer).replayed, true)
   })

@@ -120,9 +120,7 @@ for (const mode of MODES) {
             if (refuses) throw Object.assign(new Error('not you'), { statusCode: 403 })
           }
           if (where === 'after') {
-            app.addHook(
-              'onRoute', route => { route.onSend = [route.onSend ?? []].flat().concat(hook) }
-            )
+            app.addHook('onRoute', route => { route.onSend = [route.onSend ?? []].flat().concat(hook) })
           }
           app.post(
             '/', where === 'before' ? { onSend: hook } : {},

@@ -194,9 +194,7 @@ t.test('the form of the errors can still be chosen; status and title stay the dr
       app.post('/own', {
         config: {
           idempotency: {
-            errors: error => (
-              { own: error.title, status: error.statusCode }
-            ),
+            errors: error => ({ own: error.title, status: error.statusCode }),
             key: request => String(request.headers['x-event'])
           }
         }

@@ -97,9 +97,7 @@ t.test('nobody else gets in: not without the app\'s own authentication, not from
   t.equal((await get('/keys', { authorization: 'Bearer me' })).status, 401)
   t.equal((await post('/keys/free', fields, { authorization: 'Bearer me' })).status, 401)
   for (const site of ['cross-site', 'same-site', 'none']) {
-    t.equal(
-      (await post('/keys/free', fields, { 'sec-fetch-site': site })).status, 403
-    )
+    t.equal((await post('/keys/free', fields, { 'sec-fetch-site': site })).status, 403)
   }
   const { headers } = await post('/keys', fields)
   t.equal(headers['cache-control'], 'no-store')

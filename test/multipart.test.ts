@@ -57,9 +57,7 @@ for (const mode of STORES) {
       )
       return {
         status: answer.status,
-        replayed: answer.headers.get(
-          'idempotent-replayed'
-        ),
+        replayed: answer.headers.get('idempotent-replayed'),
         body: await answer.json() as Record<string, unknown>
       }
     }
@@ -87,9 +85,7 @@ t.test('G8: whatever boundaries and chunks: the same parts are the same request,
   await fc.assert(fc.asyncProperty(fc.record({
     one: boundary,
     other: boundary,
-    contents: fc.array(
-      content, { maxLength: 4 }
-    ),
+    contents: fc.array(content, { maxLength: 4 }),
     size: fc.integer({ min: 1, max: 40 }),
     change: fc.nat(3),
     preamble: content
@@ -105,9 +101,7 @@ t.test('G8: whatever boundaries and chunks: the same parts are the same request,
     const same = await upload(port, key, typeOf(other), cut(body(other, contents), 41 - size))
     const changed = contents.length === 0
       ? ['more']
-      : contents.map(
-        (text, i) => i === change % contents.length ? `${text}!` : text
-      )
+      : contents.map((text, i) => i === change % contents.length ? `${text}!` : text)
     const mismatch = await upload(port, key, typeOf(other), cut(body(other, changed), size))
     return same.replayed && mismatch.json().code === 'idempotency_key_mismatch'
   }), { numRuns: 100 })

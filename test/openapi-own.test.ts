@@ -179,14 +179,10 @@ t.test('a status that the route documents itself is kept, beside the plugin\'s o
             : ['400', '409', '503', '2XX', '4XX', '5XX'])
         }
         if (path === '/range' || path === '/rest') {
-          t.match(
-            operation.responses[503]?.description, /^Mine\.\n\nidempotency_store_unavailable/
-          )
+          t.match(operation.responses[503]?.description, /^Mine\.\n\nidempotency_store_unavailable/)
         }
         if (path === '/range') {
-          t.equal(
-            operation.responses[503]?.headers?.['Idempotent-Replayed'], undefined, 'a 5xx is not kept'
-          )
+          t.equal(operation.responses[503]?.headers?.['Idempotent-Replayed'], undefined, 'a 5xx is not kept')
         }
         // Where the route says what an error of Fastify's, or of its own function, looks like, that stands.
         if (
@@ -230,9 +226,7 @@ t.test('media types that a route names are of its own responses; its limits hold
   }
   t.same(find('swagger20', 'post', '/a').produces, ['application/json', 'application/xml', 'application/problem+json'])
   for (const version of VERSIONS) {
-    t.match(
-      describedKey(find(version, 'post', '/a')), { maxLength: 50, format: 'sf-string', pattern: String }
-    )
+    t.match(describedKey(find(version, 'post', '/a')), { maxLength: 50, format: 'sf-string', pattern: String })
   }
 })
 

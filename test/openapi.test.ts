@@ -186,8 +186,6 @@ t.test('an unknown outcome stands on every route that takes part: any handler ma
     t, { routes: app => app.post('/', async request => await request.idempotency.step('one', () => 1)) }
   )
   for (const version of VERSIONS) {
-    t.match(
-      JSON.stringify(find(version, 'post', '/').responses['409']), /idempotency_outcome_unknown/, version
-    )
+    t.match(JSON.stringify(find(version, 'post', '/').responses['409']), /idempotency_outcome_unknown/, version)
   }
 })

@@ -21,9 +21,7 @@ const untouched = parseOptions({})
 
 t.test('docs/options.md has the options that the plugin accepts, and marks those of a route', async t => {
   t.same(documented.map(({ name }) => name).sort(), Object.keys(RULES).sort())
-  t.same(
-    documented.filter(({ perRoute }) => perRoute).map(({ name }) => name).sort(), Object.keys(ROUTE_RULES).sort()
-  )
+  t.same(documented.filter(({ perRoute }) => perRoute).map(({ name }) => name).sort(), Object.keys(ROUTE_RULES).sort())
 })
 
 /** That an option which is given is read at all: a value that is not its default. */

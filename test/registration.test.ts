@@ -271,9 +271,7 @@ t.test('G15: a route that takes no part gets no hook, and the arrays of the user
     // Fastify's own HEAD route has its onSend.
     for (const hook of hooks) {
       if (!(route.startsWith('HEAD') && hook === 'onSend')) {
-        t.equal(
-          seen.get(route)?.[hook], undefined, `${route} ${hook}`
-        )
+        t.equal(seen.get(route)?.[hook], undefined, `${route} ${hook}`)
       }
     }
     t.equal(seen.get(route)?.handler, handler)

@@ -315,9 +315,7 @@ for (const mode of STORES) {
     const { post } = await start(t, mode, {
       before: app => app.addHook('onSend', async request => {
         if (!request.idempotency.replayed) return
-        await request.idempotency.step('hook', () => said.push('ran')).catch(
-          (error: Error) => said.push(error.message)
-        )
+        await request.idempotency.step('hook', () => said.push('ran')).catch((error: Error) => said.push(error.message))
       }),
       routes: app => app.post('/', async () => 'ok')
     })

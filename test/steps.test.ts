@@ -143,9 +143,7 @@ for (const mode of STORES) {
         )
         again.push(first, second)
         for (const name of ['', 1, undefined, 'half \ud800']) {
-          again.push(
-            await told(async () => await step(name as string, () => 1))
-          )
+          again.push(await told(async () => await step(name as string, () => 1)))
         }
         again.push(
           await told(async () => await step('big', () => 1n)), await told(async () => await step('loop', () => loop))

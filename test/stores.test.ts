@@ -37,9 +37,7 @@ t.test('the store contract: RedisStore', async t => {
   const client = await redisClient()
   const options = {
     createStore: async () => await emptyStore(client),
-    test: async (
-      name: string, run: () => Promise<void>
-    ) => await t.test(name, run)
+    test: async (name: string, run: () => Promise<void>) => await t.test(name, run)
   }
   storeTests(options)
   storeAppTests(options)
@@ -227,9 +225,7 @@ t.test('a record of an unknown version is an error that says so, never a replay'
   t.throws(() => decodeOutcome(Buffer.alloc(0)), /unknown record version none/)
   for (const flags of [1, 3]) {
     for (const head of ['200 f\r\n', '2x0 f\r\n\r\n', '200 f\r\na\r\nb: c\r\n\r\n', '200 f\r\nb; c\r\n\r\n']) {
-      t.throws(
-        () => decodeOutcome(Buffer.from(`1${flags}${head}`)), /damaged/
-      )
+      t.throws(() => decodeOutcome(Buffer.from(`1${flags}${head}`)), /damaged/)
     }
   }
 })
@@ -273,9 +269,7 @@ t.test('a client of another shape is refused with what is needed', async t => {
   t.throws(() => new RedisStore(null as unknown as RedisStoreClient), TypeError)
   const callBuffer = async (): Promise<unknown> => null
   for (const options of [{ minReplicas: -1 }, { minReplicas: 1.5 }, { replicaTimeout: 0 }]) {
-    t.throws(
-      () => new RedisStore({ callBuffer }, options), /must be whole numbers/
-    )
+    t.throws(() => new RedisStore({ callBuffer }, options), /must be whole numbers/)
   }
 })
 

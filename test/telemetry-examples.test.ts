@@ -171,9 +171,7 @@ for (const mode of STORES) {
       ({ name }) => name === 'exception'
     )?.attributes, { 'exception.message': 'the store is down' })
     for (const { attributes, events } of requests) {
-      t.notMatch(
-        JSON.stringify([{ ...attributes, 'url.path': '' }, events]), 'secret'
-      )
+      t.notMatch(JSON.stringify([{ ...attributes, 'url.path': '' }, events]), 'secret')
     }
   })
 }

@@ -74,9 +74,7 @@ for (const mode of STORES) {
     const { app, post } = await start(t, mode, {
       options: { inFlight: { wait: 60_000 } },
       before: app => {
-        app.addContentTypeParser('text/stream', async (
-          _request: FastifyRequest, payload: AsyncIterable<Buffer>
-        ) => {
+        app.addContentTypeParser('text/stream', async (_request: FastifyRequest, payload: AsyncIterable<Buffer>) => {
           let text = ''
           for await (const chunk of payload) text += String(chunk)
           return text
@@ -151,9 +149,7 @@ t.test('G11: a scope that is not a string is an error, not a scope that others s
   const { app } = await start(t, 'memory', {
     routes: app => {
       for (const [path, scope] of Object.entries(scopes)) {
-        app.post(
-          path, { config: { idempotency: { scope: scope as () => string } } }, async () => ({ runs: ++runs })
-        )
+        app.post(path, { config: { idempotency: { scope: scope as () => string } } }, async () => ({ runs: ++runs }))
       }
     }
   })
@@ -210,9 +206,7 @@ t.test('G11: no credential, key or body is readable in the store; a fingerprint 
   })
   const secret = { authorization: 'Bearer sk_live_51H' }
   for (const key of ['order-9000', 'order-9001']) {
-    await post(
-      key, '{"card":"4242424242424242"}', { headers: { ...headersOf({ key, body: '' }), ...secret } }
-    )
+    await post(key, '{"card":"4242424242424242"}', { headers: { ...headersOf({ key, body: '' }), ...secret } })
   }
   const keys = (await Promise.all(serversOf(client).map(async server => await server.keys(`${prefix}*`)))).flat()
   t.equal(keys.length, 2)

@@ -56,9 +56,7 @@ for (const mode of MODES) {
         app.post('/upload', async request => {
           let bytes = 0
           for await (const part of request.files()) {
-            for await (
-              const chunk of part.file
-            ) bytes += (chunk as Buffer).length
+            for await (const chunk of part.file) bytes += (chunk as Buffer).length
           }
           return { runs: ++runs, bytes }
         })
@@ -84,9 +82,7 @@ for (const mode of MODES) {
       return first.json()
     }
     for (const type of ['text/pipe', 'text/await', 'text/events', 'text/sleep', 'text/plain']) {
-      await check(
-        type, big, other, '/', type
-      )
+      await check(type, big, other, '/', type)
     }
     t.match(await check('async preParsing', '{"a":1}', '{"a":2}', '/later', 'application/json'), { body: { a: 1 } })
     t.match(await check(
@@ -162,9 +158,7 @@ for (const mode of STORES) {
         ':method': 'POST',
         ':path': '/',
         'idempotency-key': key,
-        ...(
-          body === undefined || type === '' ? {} : { 'content-type': type }
-        )
+        ...(body === undefined || type === '' ? {} : { 'content-type': type })
       }, { endStream: body === undefined })
       if (body !== undefined) stream.end(body)
       const [headers] = await once(stream, 'response') as [http2.IncomingHttpHeaders & http2.IncomingHttpStatusHeader]

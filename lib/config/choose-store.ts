@@ -11,9 +11,7 @@ export interface Chosen {
 }
 
 /** The store that the options ask for; else Redis, where @fastify/redis is registered; else one in process. */
-export function chooseStore (
-  instance: FastifyInstance, { store, redis, minReplicas, storeTimeout }: Config
-): Chosen {
+export function chooseStore (instance: FastifyInstance, { store, redis, minReplicas, storeTimeout }: Config): Chosen {
   const options = { minReplicas, replicaTimeout: Math.ceil(storeTimeout / 2) }
   const chosen = (store: IdempotencyStore): Chosen => ({ store, fellBack: () => false })
   if (store !== undefined) return chosen(store)

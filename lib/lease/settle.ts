@@ -16,9 +16,7 @@ export function settle (deps: SettleDeps, lease: Lease, ending: Ending, done: (i
   const { holder } = lease
   const foreign = ofAnother(holder, ending)
   if (foreign !== undefined) {
-    return settle(
-      deps, lease, { ...ending, outcome: undefined }, instead => done(instead ?? foreign)
-    )
+    return settle(deps, lease, { ...ending, outcome: undefined }, instead => done(instead ?? foreign))
   }
   deps.backlog.delete(lease)
   new Settlement(deps, lease, ending, done).start()

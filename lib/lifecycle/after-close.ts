@@ -109,9 +109,7 @@ function settleEmpty (exchange: Holding): void {
     let outcome = unreplayable(reply.statusCode, exchange.knownFingerprint())
     try {
       if (WITHOUT_CONTENT.has(reply.statusCode)) {
-        outcome = capture(
-          reply, reply.getHeaders(), exchange.fingerprint, route.replayHeaders
-        )
+        outcome = capture(reply, reply.getHeaders(), exchange.fingerprint, route.replayHeaders)
       }
     } catch (error) {
       logFailure(exchange, error)

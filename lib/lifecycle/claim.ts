@@ -155,9 +155,7 @@ class Question implements Operation<StoreClaim> {
     // Frozen since then: the key may have been taken over already. The token keeps it if not.
     if (found.outcome === 'acquired' && performance.now() - this.#sent >= lease) {
       if (this.#round < MAX_ROUNDS) return this.ask()
-      return this.#tell(
-        new Error(`The store takes longer to answer than the lease of ${lease} ms lasts`), undefined
-      )
+      return this.#tell(new Error(`The store takes longer to answer than the lease of ${lease} ms lasts`), undefined)
     }
     this.#tell(null, found)
   }

@@ -122,9 +122,7 @@ function complete (exchange: Holding, content: unknown, last: boolean, done: Don
     ) payload = Buffer.from(content)
     outcome.body = payload as string | Buffer
     if (Buffer.byteLength(outcome.body) > route.maxResponseBytes) {
-      outcome = unreplayable(
-        outcome.status, outcome.fingerprint
-      )
+      outcome = unreplayable(outcome.status, outcome.fingerprint)
     }
   } else if (content !== undefined && content !== null) {
     // Fastify refuses such a payload after onSend (FST_ERR_REP_INVALID_PAYLOAD_TYPE).

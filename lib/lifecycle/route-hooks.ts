@@ -107,9 +107,7 @@ function endOfPreParsing (request: FastifyRequest, payload: Readable, done: Done
   exchange.admit()
   // A hook that has read the body may have made another stream of its bytes.
   if (body.readEarly && payload !== request.raw) {
-    exchange.body = new RequestBody(
-      request, payload, route.fingerprint !== undefined
-    )
+    exchange.body = new RequestBody(request, payload, route.fingerprint !== undefined)
   } else body.replacedBy(payload)
   if (isLate(route.hook)) done()
   else claimAndAct(exchange, done)

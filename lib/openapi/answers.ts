@@ -56,9 +56,7 @@ export function answersOf ({ route, profile, docsUrl }: Config): Map<number, Ans
           }
         : {}),
       ...(route.errors === 'problem'
-        ? fieldsOf(
-          Object.keys(profile.fields(typeOf(codes[0] as IdempotencyErrorCode, docsUrl)))
-        )
+        ? fieldsOf(Object.keys(profile.fields(typeOf(codes[0] as IdempotencyErrorCode, docsUrl))))
         : {})
     },
     ...bodyOf(route.errors, status, codes),

@@ -63,15 +63,11 @@ export function renderError (
     // RFC 9457, section 3; code and request_id are extension members (section 3.2).
     ? {
         contentType: 'application/problem+json',
-        payload: JSON.stringify(
-          { type, title, status: statusCode, detail: message, code, request_id: request.id }
-        )
+        payload: JSON.stringify({ type, title, status: statusCode, detail: message, code, request_id: request.id })
       }
     : {
         contentType: JSON_TYPE,
-        payload: JSON.stringify(
-          { status: 'error', code, title, message, type, request_id: request.id }
-        )
+        payload: JSON.stringify({ status: 'error', code, title, message, type, request_id: request.id })
       }
 }
 

@@ -177,9 +177,7 @@ export class RequestBody {
     stream.on('close', onClose)
     setImmediate(() => {
       if (!this.whole && !this.isRead) {
-        this.#settle(
-          new Error('Nobody reads the request body, which must be whole before the first step')
-        )
+        this.#settle(new Error('Nobody reads the request body, which must be whole before the first step'))
       }
     })
   }

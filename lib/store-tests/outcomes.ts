@@ -53,9 +53,7 @@ export function outcomeTests ({ check }: Suite): void {
 
   check('every status comes back as a number', async store => {
     for (const status of [200, 204, 299, 301, 304, 400, 499, 500, 599, 999]) {
-      assert.equal(
-        (await kept(store, { ...result, status })).status, status
-      )
+      assert.equal((await kept(store, { ...result, status })).status, status)
     }
   })
 

@@ -187,9 +187,7 @@ export function recordingTests ({ check, advance }: Suite): void {
     await advance(90)
     assert.deepEqual(await store.claim('k', claimOf('b', { lease: 60 })), acquired(2, true))
     for (const fingerprint of ['fp', 'other', '']) {
-      assert.equal(
-        await store.renew('k', token('b'), 60, TTL, fingerprint, true), true
-      )
+      assert.equal(await store.renew('k', token('b'), 60, TTL, fingerprint, true), true)
     }
     await advance(90)
     assert.deepEqual(await store.claim('k', claimOf('c')), bound(3, true))

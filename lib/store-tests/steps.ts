@@ -141,9 +141,7 @@ export function stepTests ({ check, advance }: Suite): void {
       `${long}1`, `${long}2`
     ]
     for (const [i, key] of keys.entries()) {
-      assert.deepEqual(
-        await store.claim(key, claimOf(`t${i}`)), acquired(1), JSON.stringify(key)
-      )
+      assert.deepEqual(await store.claim(key, claimOf(`t${i}`)), acquired(1), JSON.stringify(key))
     }
     for (const [i, key] of keys.entries()) {
       assert.equal(

@@ -24,9 +24,7 @@ function adopted<T> (thenable: PromiseLike<T>): Promise<T> {
 export function assertAnswered (answer: unknown, option: string): void {
   if (!isThenable(answer)) return
   promiseOf(answer).catch(() => {})
-  throw new TypeError(
-    `fastify-idempotency: option "${option}" must be a function that answers at once, got a promise`
-  )
+  throw new TypeError(`fastify-idempotency: option "${option}" must be a function that answers at once, got a promise`)
 }
 
 /** What was thrown, as an Error: a rejection with nothing would count as success. */

@@ -196,9 +196,7 @@ t.test("the lines in the docs are the examples' own", async t => {
   for (const [file, snippet] of snippets as Array<[string, string]>) {
     const source = (await readFile(file, 'utf8')).split('\n').map(line => line.trim())
     for (const line of snippet.split('\n').map(line => line.trim()).filter(Boolean)) {
-      t.ok(
-        source.includes(line), `${file}: ${line}`
-      )
+      t.ok(source.includes(line), `${file}: ${line}`)
     }
   }
 })

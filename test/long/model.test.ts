@@ -30,17 +30,13 @@ const op: fc.Arbitrary<Op> = fc.oneof(
     arbitrary: fc.record({
       op: fc.constant('finish'),
       nth: fc.nat({ max: 3 }),
-      as: fc.constantFrom<Ending>(
-        'created', 'refused', 'failed', 'thrown'
-      )
+      as: fc.constantFrom<Ending>('created', 'refused', 'failed', 'thrown')
     })
   },
   { weight: 3, arbitrary: fc.record({ op: fc.constant('pass'), thirds: fc.constantFrom(3, 1, 2, 4) }) },
   {
     weight: 3,
-    arbitrary: fc.record(
-      { op: fc.constant('pause'), peer, link: fc.constantFrom('cut', 'mute'), frozen: fc.boolean() }
-    )
+    arbitrary: fc.record({ op: fc.constant('pause'), peer, link: fc.constantFrom('cut', 'mute'), frozen: fc.boolean() })
   },
   { weight: 5, arbitrary: fc.record({ op: fc.constant('begin'), nth: fc.nat({ max: 3 }), name: fc.nat({ max: 1 }) }) },
   {

@@ -105,9 +105,7 @@ t.test('G10: a claim granted after its deadline is given back', async t => {
   const store = faulty(faults)
   const { post, app } = await start(t, 'memory', {
     options: { store, storeTimeout: 20 },
-    routes: app => app.post(
-      '/', async request => ({ attempt: request.idempotency?.attempt })
-    )
+    routes: app => app.post('/', async request => ({ attempt: request.idempotency?.attempt }))
   })
   t.equal((await post('k', '{}')).status, 503)
   faults.claim = undefined

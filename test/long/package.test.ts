@@ -28,9 +28,7 @@ t.test('the package names no machine and no source map, and declares what it imp
   for (const name of project.files) {
     const text = await readFile(packed + name, 'utf8')
     for (const word of [root, `${homedir()}/`, 'file://', 'sourceMappingURL']) {
-      t.notOk(
-        text.includes(word), `${name}: ${word}`
-      )
+      t.notOk(text.includes(word), `${name}: ${word}`)
     }
     if (!name.startsWith('dist/')) continue
     const imported = [...text.matchAll(/^(?:import|export) [^\n]*? from '([^.'][^']*)'/gm)].map(([, from = '']) => from)

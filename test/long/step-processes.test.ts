@@ -136,9 +136,7 @@ async function pairFor (fault: Fault): Promise<Pair> {
 
 const usable = async ({ holder, other }: Pair): Promise<void> => {
   for (const instance of [holder, other]) {
-    await until(
-      async () => await instance.state('none') === 'absent', 'a connection to Redis'
-    )
+    await until(async () => await instance.state('none') === 'absent', 'a connection to Redis')
   }
 }
 

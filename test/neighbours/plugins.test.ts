@@ -147,8 +147,6 @@ t.test('the table in the docs is what these tests have shown', async t => {
   const [shown = ''] = /(?<=<!-- neighbours -->\n)[^]*?(?=<!-- \/neighbours -->)/.exec(text) ?? []
   const made = `${table([...proven])}\n`
   if (process.env.UPDATE_DOCS === '1') {
-    writeFileSync(
-      page, text.replace(`<!-- neighbours -->\n${shown}<!--`, () => `<!-- neighbours -->\n${made}<!--`)
-    )
+    writeFileSync(page, text.replace(`<!-- neighbours -->\n${shown}<!--`, () => `<!-- neighbours -->\n${made}<!--`))
   } else t.same(shown.split('\n'), made.split('\n'), 'UPDATE_DOCS=1 npx tap test/neighbours/plugins.test.ts writes it')
 })

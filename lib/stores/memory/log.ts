@@ -153,9 +153,7 @@ export class Log {
     const length = textsEnd + (body === undefined ? 0 : Buffer.byteLength(body))
     if (length + SLOT_BYTES > this.#maxBytes) {
       if (outcome?.replayable === true) {
-        return this.append(
-          key, token, since, attempt, { ...outcome, replayable: false, headers: [], body: '' }
-        )
+        return this.append(key, token, since, attempt, { ...outcome, replayable: false, headers: [], body: '' })
       }
       if (binding !== undefined) return this.append(key, token, since, attempt, undefined)
     }

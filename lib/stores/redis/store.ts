@@ -48,9 +48,7 @@ export class RedisStore implements IdempotencyStore {
   /** @throws {TypeError} when `client` is not an ioredis-compatible client, or an option is not a whole number. */
   constructor (client: RedisStoreClient, { minReplicas = 0, replicaTimeout = 500 }: RedisStoreOptions = {}) {
     if (typeof (client as Partial<RedisStoreClient> | null)?.callBuffer !== 'function') {
-      throw wrongClient(
-        'option "redis"', client
-      )
+      throw wrongClient('option "redis"', client)
     }
     if (
       !Number.isSafeInteger(minReplicas) || minReplicas < 0 || !Number.isSafeInteger(replicaTimeout) ||
