@@ -30,6 +30,9 @@ export function statementsFor (table: string): Statements {
   const inMs = (parameter: string): string => `clock_timestamp() + ${parameter}::text::float8 * interval '1 ms'`
   // Above READ COMMITTED all statements see what was there before the lock was taken.
   const hasOldSnapshot = "current_setting('transaction_isolation') in ('repeatable read', 'serializable')"
+  // The session's own limit is text with a unit, such as 200ms or 1min; 0 is none.
+  const idleLimit = "current_setting('idle_in_transaction_session_timeout')"
+  const otherFence = `select from ${t} f where f.key = $1::text and f.name = '' and f.token <> $2::text::uuid`
 
   return {
     schema: `
@@ -48,8 +51,9 @@ create index if not exists ${index} on ${t} (expires_at);
 
     /**
      * The first statement of a transaction: $1 key, $2 name, $3 token, $4 attempt, $5 fingerprint, $6 ms to live, $7 ms
-     * that the session may be idle in this transaction. Returns whether the lock was taken, the row's place where this
-     * transaction has it, and another execution's fence. Whoever has the row open is waited for.
+     * that the session may be idle in this transaction, $8 whether a stricter limit that the session has stays. Returns
+     * whether the lock was taken, the row's place where this transaction has it, the transaction's own number, and
+     * another execution's fence. Whoever has the row open is waited for.
      *
      * With an old snapshot a fence may be there that cannot be seen. An insert in its place meets it all the same:
      * it is a serialization failure (40001), and the next try sees it. Otherwise the insert is a fence of one's own.
@@ -58,7 +62,9 @@ create index if not exists ${index} on ${t} (expires_at);
     open: `
 with lock as materialized (
   select pg_try_advisory_xact_lock_shared(${lockKey}) as ok,
-    set_config('idle_in_transaction_session_timeout', $7::text, true) as idle
+    set_config('idle_in_transaction_session_timeout', case when $8::text = 'true'
+      and ${idleLimit}::interval > interval '0' and ${idleLimit}::interval < $7::text::float8 * interval '1 ms'
+      then ${idleLimit} else $7::text end, true) as idle
 ), probe as (
   ${insert}
   select $1::text, '', $3::text::uuid, $4::text::int, '', ${inMs('$6')} from lock where ok and ${hasOldSnapshot}
@@ -74,26 +80,35 @@ with lock as materialized (
   on conflict (key, name) do update set token = excluded.token, attempt = excluded.attempt,
     fingerprint = excluded.fingerprint, result = null, expires_at = excluded.expires_at
   where e.expires_at <= clock_timestamp()
-  returning ctid::text as place
+  returning ctid::text as place, pg_current_xact_id()::text as number
 )
-select (select ok::text from lock) as locked, (select place from opened) as place, (select token from fence) as fence`,
+select (select ok::text from lock) as locked, (select place from opened) as place,
+  (select number from opened) as number, (select token from fence) as fence`,
 
-    /** $1 key, $2 name: what stands, and the fence. A row without a result was committed by the work itself. */
+    /** $1 key, $2 name: what stands, and the fence. The work of a row without a result ended its transaction. */
     read: `
 select name, token::text as token, fingerprint, encode(result, 'base64') as result from ${t}
 where key = $1::text and name in ('', $2::text) and (name = '' or expires_at > clock_timestamp())`,
 
     /**
-     * The last statement before COMMIT: $1 key, $2 token, $3 result in base64, $4 the row's place, $5 name. No row
-     * comes back where a later execution has set its fence between the start of OPEN and its lock. By the place, since
-     * a search in the index would make strangers conflict at SERIALIZABLE.
+     * The last statement before COMMIT: $1 key, $2 token, $3 result in base64, $4 the row's place, $5 name, $6 the
+     * number of OPEN's transaction. Returns whether the result was recorded, and if not, why: the work has ended that
+     * transaction; or a later execution has set its fence between the start of OPEN and its lock. With neither, the
+     * work has touched the row. By the place, since a search in the index would make strangers conflict at
+     * SERIALIZABLE.
      */
     record: `
-update ${t} set result = decode($3::text, 'base64')
-where ctid = $4::text::tid and key = $1::text and name = $5::text and token = $2::text::uuid
-  and (${hasOldSnapshot} or not exists (
-    select from ${t} f where f.key = $1::text and f.name = '' and f.token <> $2::text::uuid))
-returning name`,
+with recorded as (
+  update ${t} set result = decode($3::text, 'base64')
+  where ctid = $4::text::tid and key = $1::text and name = $5::text and token = $2::text::uuid
+    and pg_current_xact_id_if_assigned()::text = $6::text
+    and (${hasOldSnapshot} or not exists (${otherFence}))
+  returning 1
+)
+select exists (select from recorded)::text as recorded,
+  (pg_current_xact_id_if_assigned()::text is distinct from $6::text)::text as ended,
+  case when exists (select from recorded) or ${hasOldSnapshot} then 'false'
+    else exists (${otherFence})::text end as fenced`,
 
     /**
      * A transaction of its own: $1 key, $2 token, $3 attempt, $4 ms to live, $5 ms to wait for transactions that are

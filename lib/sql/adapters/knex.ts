@@ -1,3 +1,4 @@
+import { checkLibrary, levelOf, type IsolationLevel } from '../check.ts'
 import { splitParameters } from '../parameters.ts'
 import type { Database, Row } from '../database.ts'
 
@@ -8,20 +9,25 @@ export interface KnexTx {
 
 export interface KnexTransactionOptions {
   /** Default: the database's own. */
-  isolationLevel?: 'read committed' | 'repeatable read' | 'serializable' | undefined
+  isolationLevel?: IsolationLevel | undefined
 }
 
 /** As much of Knex as is used. */
 export interface KnexDb<Tx> {
   transaction<T> (
-    work: (tx: Tx) => Promise<T>, options?: { isolationLevel?: 'read committed' | 'repeatable read' | 'serializable' }
+    work: (tx: Tx) => Promise<T>, options?: { isolationLevel?: IsolationLevel }
   ): Promise<T>
 }
 
-/** Transactions of Knex; `work` gets its transaction. */
+/**
+ * Transactions of Knex; `work` gets its transaction.
+ * @throws {TypeError} where `knex` is no instance of Knex.
+ */
 export function viaKnex<Tx extends KnexTx> (knex: KnexDb<Tx>): Database<Tx, KnexTransactionOptions> {
+  checkLibrary(knex, 'transaction', 'viaKnex', 'an instance of Knex')
   return {
-    async transaction (work, { isolationLevel } = {}) {
+    async transaction (work, options) {
+      const isolationLevel = levelOf(options, 'viaKnex')
       return await knex.transaction(work, isolationLevel === undefined ? {} : { isolationLevel })
     },
     async query (tx, text, values) {

@@ -1,3 +1,4 @@
+import { checkLibrary, levelOf, type IsolationLevel } from '../check.ts'
 import type { Database, Row } from '../database.ts'
 
 /** As much of a transaction of Kysely as is used. */
@@ -7,7 +8,7 @@ export interface KyselyTx {
 
 /** As much of Kysely's transaction builder as is used. */
 export interface KyselyTransactionBuilder<Tx> {
-  setIsolationLevel (level: 'read committed' | 'repeatable read' | 'serializable'): KyselyTransactionBuilder<Tx>
+  setIsolationLevel (level: IsolationLevel): KyselyTransactionBuilder<Tx>
   execute<T> (work: (tx: Tx) => Promise<T>): Promise<T>
 }
 
@@ -18,13 +19,18 @@ export interface KyselyDb<Tx> {
 
 export interface KyselyTransactionOptions {
   /** Default: the database's own. */
-  isolationLevel?: 'read committed' | 'repeatable read' | 'serializable' | undefined
+  isolationLevel?: IsolationLevel | undefined
 }
 
-/** Transactions of Kysely; `work` gets its `Transaction<DB>`. */
+/**
+ * Transactions of Kysely; `work` gets its `Transaction<DB>`.
+ * @throws {TypeError} where `db` is no instance of Kysely.
+ */
 export function viaKysely<Tx extends KyselyTx> (db: KyselyDb<Tx>): Database<Tx, KyselyTransactionOptions> {
+  checkLibrary(db, 'transaction', 'viaKysely', 'an instance of Kysely')
   return {
-    async transaction (work, { isolationLevel } = {}) {
+    async transaction (work, options) {
+      const isolationLevel = levelOf(options, 'viaKysely')
       const builder = db.transaction()
       return await (isolationLevel === undefined ? builder : builder.setIsolationLevel(isolationLevel)).execute(work)
     },

@@ -1,4 +1,5 @@
-import type { Database, Row } from '../database.ts'
+import { checkLibrary, levelOf, type IsolationLevel } from '../check.ts'
+import { sqlStateOf, type Database, type Row } from '../database.ts'
 
 /** As much of a client of pg (https://node-postgres.com) as is used. */
 export interface PgClient {
@@ -19,32 +20,50 @@ export interface PgPool<Client> {
 
 export interface PgTransactionOptions {
   /** Default: the database's own. */
-  isolationLevel?: 'read committed' | 'repeatable read' | 'serializable' | undefined
+  isolationLevel?: IsolationLevel | undefined
 }
 
-/** The server may end a session that is idle for too long: without a listener, that would end the process. */
 const ignore = (): void => {}
 
+/** The server may end a session that is idle for too long: without a listener, that would end the process. */
+class Ending {
+  error: Error | undefined
+  readonly note = (error: Error): void => { this.error ??= error }
+}
+
 /** By the pool's callback: what the server has said in the same breath is told before a promise goes on. */
-async function lend<Client extends PgClient> (pool: PgPool<Client>): Promise<Client> {
+async function lend<Client extends PgClient> (pool: PgPool<Client>, ending: Ending): Promise<Client> {
   return await new Promise((resolve, reject) => {
     pool.connect((error, client) => {
       if (error != null) return reject(error)
       const lent = client as Client
-      lent.on('error', ignore)
+      lent.on('error', ending.note)
       resolve(lent)
     })
   })
 }
 
-/** Transactions of pg's pool; `work` gets its client, inside a transaction. */
+/** What a client of pg says of a session that was ended names no cause. */
+function causeOf (error: unknown, { error: ended }: Ending): unknown {
+  if (ended === undefined || sqlStateOf(error) !== undefined || sqlStateOf(ended) !== '25P03') return error
+  return new Error('fastify-idempotency/sql: the server has ended the session, which was idle in its transaction for ' +
+    'too long (see the option "idleTimeout"); nothing was committed', { cause: ended })
+}
+
+/**
+ * Transactions of pg's pool; `work` gets its client, inside a transaction.
+ * @throws {TypeError} where `pool` is none.
+ */
 export function viaPg<Client extends PgClient> (pool: PgPool<Client>): Database<Client, PgTransactionOptions> {
+  checkLibrary(pool, 'connect', 'viaPg', 'a pool of pg')
   return {
-    async transaction (work, { isolationLevel } = {}) {
-      const client = await lend(pool)
+    async transaction (work, options) {
+      const level = levelOf(options, 'viaPg')
+      const ending = new Ending()
+      const client = await lend(pool, ending)
       let usable = false
       try {
-        await client.query(isolationLevel === undefined ? 'begin' : `begin isolation level ${isolationLevel}`)
+        await client.query(level === undefined ? 'begin' : `begin isolation level ${level}`)
         try {
           const result = await work(client)
           const { command } = await client.query('commit')
@@ -53,10 +72,10 @@ export function viaPg<Client extends PgClient> (pool: PgPool<Client>): Database<
           return result
         } catch (error) {
           await client.query('rollback').then(() => { usable = true }, ignore)
-          throw error
+          throw causeOf(error, ending)
         }
       } finally {
-        client.off('error', ignore)
+        client.off('error', ending.note)
         client.release(!usable)
       }
     },

@@ -1,3 +1,4 @@
+import { checkLibrary } from '../check.ts'
 import { ClosedTransactions } from './closed.ts'
 import { checkCommitted, COMMIT } from './commit.ts'
 import type { Database, Row } from '../database.ts'
@@ -12,11 +13,22 @@ export interface PostgresSql<Tx> {
   begin (options: string, work: (tx: Tx) => Promise<unknown>): Promise<unknown>
 }
 
-/** Transactions of postgres; `work` gets its `sql` of the transaction. Options: what stands after BEGIN, as text. */
+/** What may stand after BEGIN: modes alone, and no statement. */
+const MODES = /^[a-z ,]*$/i
+
+/**
+ * Transactions of postgres; `work` gets its `sql` of the transaction. Options: what stands after BEGIN, as text.
+ * @throws {TypeError} where `sql` is not that of postgres.
+ */
 export function viaPostgres<Tx extends PostgresTx> (sql: PostgresSql<Tx>): Database<Tx, string> {
+  checkLibrary(sql, 'begin', 'viaPostgres', 'sql of postgres')
   const closed = new ClosedTransactions<Tx>()
   return {
     async transaction<T> (work: (tx: Tx) => Promise<T>, options = ''): Promise<T> {
+      if (typeof options !== 'string' || !MODES.test(options)) {
+        throw new TypeError('fastify-idempotency/sql: the options of a transaction of viaPostgres must be the text ' +
+          'after BEGIN, such as \'isolation level serializable\'')
+      }
       let worked = undefined as { result: T, commit: Promise<{ command?: string }> } | undefined
       const run = async (tx: Tx): Promise<void> => {
         const result = await work(tx)

@@ -1,3 +1,4 @@
+import { checkLibrary } from '../check.ts'
 import type { Database, Row } from '../database.ts'
 
 /** As much of a transaction of Prisma as is used. */
@@ -10,8 +11,12 @@ export interface PrismaDb<Tx, Options> {
   $transaction<T> (work: (tx: Tx) => Promise<T>, options?: Options): Promise<T>
 }
 
-/** Interactive transactions of Prisma; `work` gets its client of the transaction. Options: Prisma's own. */
+/**
+ * Interactive transactions of Prisma; `work` gets its client of the transaction. Options: Prisma's own.
+ * @throws {TypeError} where `prisma` is no client of Prisma.
+ */
 export function viaPrisma<Tx extends PrismaTx, Options> (prisma: PrismaDb<Tx, Options>): Database<Tx, Options> {
+  checkLibrary(prisma, '$transaction', 'viaPrisma', 'a client of Prisma')
   return {
     async transaction (work, options) {
       return await prisma.$transaction(work, options)
