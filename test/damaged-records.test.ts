@@ -86,12 +86,10 @@ t.test('G10: what is not quite a number in a record is damage', async t => {
     encodeOutcome({ fingerprint: 'f', status: 200, replayable: true, headers: [], body: 'x', text: true })
   )
   t.equal(record, '132000000031:fx')
-  for (
-    const damaged of [
-      '139e90000031:fx', '13+990000031:fx', '13 200000031:fx', '13200 000031:fx', '13200+000031:fx', '1320000003g1:fx',
-      '13200000.031:fx'
-    ]
-  ) {
+  for (const damaged of [
+    '139e90000031:fx', '13+990000031:fx', '13 200000031:fx', '13200 000031:fx', '13200+000031:fx', '1320000003g1:fx',
+    '13200000.031:fx'
+  ]) {
     t.throws(() => decodeOutcome(Buffer.from(damaged)), UnreadableRecordError, damaged)
   }
 })

@@ -73,9 +73,9 @@ t.test('G12: earlier routes are served, and one line at start-up names them', as
     'POST /files/*', 'POST /é/x', 'POST /hosts', 'PATCH /users/:id'
   ]))
   t.ok(hasHooks(app))
-  for (
-    const url of ['/', '/users', '/users/1', '/users/1/pay', '/users/1/pay/5', '/files/a/b', '/%C3%A9/x', '/hosts']
-  ) {
+  for (const url of [
+    '/', '/users', '/users/1', '/users/1/pay', '/users/1/pay/5', '/files/a/b', '/%C3%A9/x', '/hosts'
+  ]) {
     t.same([await postTo(app, url, 'POST', url), await postTo(app, url, 'POST', url)], [false, true], url)
   }
 })

@@ -176,12 +176,9 @@ t.test('a body that is no such form is a 400, and frees nothing', async t => {
   })
   await app.post('k', '{}')
   const bodies: Array<[type: string | undefined, body: string]> = [
-    ['application/json', 'null'], ['application/json', '[]'], ['application/json', '{"key":{}}'], [
-      'application/json', '"k"'
-    ],
-    ['application/json', '{"key":"k","scope":1}'], ['application/json', '{"key":"k","confirm":["freed"]}'], [
-      'application/json', '{'
-    ],
+    ['application/json', 'null'], ['application/json', '[]'], ['application/json', '{"key":{}}'],
+    ['application/json', '"k"'], ['application/json', '{"key":"k","scope":1}'],
+    ['application/json', '{"key":"k","confirm":["freed"]}'], ['application/json', '{'],
     ['application/x-www-form-urlencoded', 'key=k&key=k'], ['application/x-www-form-urlencoded', ''], [undefined, '']
   ]
   for (const path of ['/keys', '/keys/free']) {

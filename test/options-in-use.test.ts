@@ -36,9 +36,9 @@ async function holding (
 }
 
 t.test('G8: Retry-After has whole seconds, rounded up, at least 1', async t => {
-  for (
-    const [retryAfter, seconds] of [[1, '1'], [1_000, '1'], ['1001ms', '2'], ['90s', '90'], ['2m', '120']] as const
-  ) {
+  for (const [retryAfter, seconds] of [
+    [1, '1'], [1_000, '1'], ['1001ms', '2'], ['90s', '90'], ['2m', '120']
+  ] as const) {
     const { post } = await holding(t, { retryAfter })
     const { status, headers } = await post('held')
     t.same([status, headers['retry-after']], [409, seconds], String(retryAfter))

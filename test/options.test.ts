@@ -90,9 +90,9 @@ t.test('a wrong or unknown option fails at start-up with an error that names it'
     const app = Fastify()
     await t.rejects(async () => await app.register(idempotency, options as FastifyIdempotencyOptions), message)
   }
-  for (
-    const options of [{ ttl: undefined, more: undefined }, { maxResponseBytes: 0 }, { profile: 'default' as const }]
-  ) {
+  for (const options of [
+    { ttl: undefined, more: undefined }, { maxResponseBytes: 0 }, { profile: 'default' as const }
+  ]) {
     const app = Fastify()
     await app.register(idempotency, options as FastifyIdempotencyOptions)
     await app.close()

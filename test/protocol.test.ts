@@ -147,9 +147,9 @@ for (const mode of MODES) {
         app.post('/out', { config: { idempotency: false } }, handler)
       }
     })
-    for (
-      const [method, path] of [['GET', '/'], ['PUT', '/'], ['DELETE', '/'], ['OPTIONS', '/'], ['POST', '/out']] as const
-    ) {
+    for (const [method, path] of [
+      ['GET', '/'], ['PUT', '/'], ['DELETE', '/'], ['OPTIONS', '/'], ['POST', '/out']
+    ] as const) {
       for (const key of ['k', 'k', '']) {
         const before = runs
         const answer = await call({ method, path, key })

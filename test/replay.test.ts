@@ -25,9 +25,9 @@ for (const mode of MODES) {
       'stream of Node.js 0.8': reply => {
         const old = Object.assign(new Stream(), { readable: true, pause () {}, resume () {}, destroy () {} })
         setImmediate(() => {
-          for (
-            const [event, chunk] of [['data', 'old '], ['data', 'stream'], ['end'], ['close']] as const
-          ) old.emit(event, chunk)
+          for (const [event, chunk] of [['data', 'old '], ['data', 'stream'], ['end'], ['close']] as const) {
+            old.emit(event, chunk)
+          }
         })
         return reply.send(old)
       },

@@ -195,9 +195,9 @@ for (const mode of MODES) {
       routes: app => app.post('/', (_request, reply) => {
         const old = Object.assign(new Stream(), { readable: true, pause () {}, resume () {}, destroy () {} })
         setImmediate(() => {
-          for (
-            const [event, chunk] of [['data', 'old '], ['data', 'stream'], ['end'], ['close']] as const
-          ) old.emit(event, chunk)
+          for (const [event, chunk] of [['data', 'old '], ['data', 'stream'], ['end'], ['close']] as const) {
+            old.emit(event, chunk)
+          }
         })
         reply.code(503).send(old)
       })

@@ -117,9 +117,9 @@ function complete (exchange: Holding, content: unknown, last: boolean, done: Don
   let payload = copyOf(content)
   if (typeof content === 'string' || Buffer.isBuffer(content)) {
     outcome.text = typeof content === 'string'
-    if (
-      outcome.text && last && isBetterAsBytes(content) && isAscii(Object.values(headers))
-    ) payload = Buffer.from(content)
+    if (outcome.text && last && isBetterAsBytes(content) && isAscii(Object.values(headers))) {
+      payload = Buffer.from(content)
+    }
     outcome.body = payload as string | Buffer
     if (Buffer.byteLength(outcome.body) > route.maxResponseBytes) {
       outcome = unreplayable(outcome.status, outcome.fingerprint)

@@ -51,9 +51,9 @@ export function storeAppTests ({ createStore, test, outage, storeTimeout = 1_000
   check('while the first runs, duplicates are told so', async store => {
     await withApp({ store, pause: true }, async ({ begin, post, runs, go }) => {
       const { first } = await begin('k')
-      for (
-        const { status, code } of await Promise.all(Array.from({ length: 10 }, async () => await post('k')))
-      ) assert.deepEqual([status, code], [409, 'idempotency_in_progress'])
+      for (const { status, code } of await Promise.all(Array.from({ length: 10 }, async () => await post('k')))) {
+        assert.deepEqual([status, code], [409, 'idempotency_in_progress'])
+      }
       go()
       assert.deepEqual(pick(await first), [201, false, 'a, b'])
       assert.deepEqual(pick(await post('k')), [201, true, 'a, b'])

@@ -122,9 +122,10 @@ for (const [form, body] of Object.entries({
   t.test(`fetch: tells the refusals by their code (${form})`, async t => {
     const { url, options } = await scripted(t, { status: 409, body: body('idempotency_in_progress') }, ok)
     t.equal((await send(url, {}, options)).attempts, 2)
-    for (const [code, effect] of [['key_mismatch', 'none'], ['key_invalid', 'none'], ['key_missing', 'none'], [
-      'outcome_unknown', 'unknown'
-    ], ['response_unavailable', 'done']]) {
+    for (const [code, effect] of [
+      ['key_mismatch', 'none'], ['key_invalid', 'none'], ['key_missing', 'none'], ['outcome_unknown', 'unknown'],
+      ['response_unavailable', 'done']
+    ]) {
       const refusing = await scripted(t, { status: 409, body: body(`idempotency_${code}`) })
       t.match(await failure(send(refusing.url, {}, refusing.options)), {
         name: 'SendError', effect, attempts: 1, message: new RegExp(`Refused with 409 idempotency_${code}`)

@@ -267,12 +267,10 @@ t.test('one action stands out after each scene; what sends again waits for somet
   await person.page.getByRole('button', { name: 'Retry', exact: true }).click({ force: true })
   t.same(await person.card(), ['Not charged yet.'], 'nothing was sent')
   t.same(await person.next(), ['pay'])
-  for (
-    const [name, then] of [
-      ['Pay', 'retry'], ['Retry', 'elsewhere'], ['Retry elsewhere', 'change'], ['Change the amount', 'double'],
-      ['Double click', 'lose'], ['Lose the answer', 'fail'], ['Let the server fail', 'before'], ['New payment', 'pay']
-    ] as const
-  ) {
+  for (const [name, then] of [
+    ['Pay', 'retry'], ['Retry', 'elsewhere'], ['Retry elsewhere', 'change'], ['Change the amount', 'double'],
+    ['Double click', 'lose'], ['Lose the answer', 'fail'], ['Let the server fail', 'before'], ['New payment', 'pay']
+  ] as const) {
     await person.press(name)
     t.same(await person.next(), [then], name)
     t.same(await Promise.all(again.map(isEnabled)), Array(3).fill(name !== 'New payment'))

@@ -188,9 +188,9 @@ export class MemoryStore implements IdempotencyStore {
     this.#watchers.set(key, watchers.add(changed))
     return () => {
       // The key may have been ended and taken again since: those who wait for its new holder are others.
-      if (
-        watchers.delete(changed) && watchers.size === 0 && this.#watchers.get(key) === watchers
-      ) this.#watchers.delete(key)
+      if (watchers.delete(changed) && watchers.size === 0 && this.#watchers.get(key) === watchers) {
+        this.#watchers.delete(key)
+      }
     }
   }
 

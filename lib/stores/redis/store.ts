@@ -235,9 +235,9 @@ function accepted (reply: unknown): boolean {
 /** ioredis loses the name of such a command where it makes pipelines by itself; in a pipeline of ours it does not. */
 function callOf (client: RedisStoreClient): Call {
   const { options, pipeline } = client
-  if (
-    options?.enableAutoPipelining !== true || pipeline === undefined
-  ) return (...command) => client.callBuffer(...command)
+  if (options?.enableAutoPipelining !== true || pipeline === undefined) {
+    return (...command) => client.callBuffer(...command)
+  }
   return async (...command) => {
     const [[error, result]] = await pipeline.call(client, [['callBuffer', ...command]]).exec() as [
       [Error | null, unknown]
