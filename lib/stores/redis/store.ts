@@ -239,9 +239,8 @@ function callOf (client: RedisStoreClient): Call {
     return (...command) => client.callBuffer(...command)
   }
   return async (...command) => {
-    const [[error, result]] = await pipeline.call(client, [['callBuffer', ...command]]).exec() as [
-      [Error | null, unknown]
-    ]
+    const answers = await pipeline.call(client, [['callBuffer', ...command]]).exec()
+    const [[error, result]] = answers as [[Error | null, unknown]]
     if (error !== null) throw error
     return result
   }
