@@ -3,7 +3,7 @@ import type { FastifyRequest } from 'fastify'
 import { derivedKey, randomKey } from '../protocol/derived-key.ts'
 import { mayGetKey } from './before-key.ts'
 import { exchangeOf, type Exchange } from './exchange.ts'
-import { runUnrecorded, StepNames, Steps, type IdempotencyStep, type IdempotencyStepContext } from './steps.ts'
+import { heard, runUnrecorded, StepNames, Steps, type IdempotencyStep, type IdempotencyStepContext } from './steps.ts'
 
 /** The members `step` and `keyFor` of `request.idempotency`. */
 export interface StepMembers {
@@ -26,7 +26,7 @@ export function stepMembers (request: FastifyRequest): StepMembers {
     return derivedKey(exchange.core.config.keyPrefix, exchange.scope, exchange.key, name)
   }
 
-  const step: IdempotencyStep = async (name, work, options) => {
+  const run: IdempotencyStep = async (name, work, options) => {
     const exchange = withSteps(request, 'step')
     const context: IdempotencyStepContext = {
       get key () { return keyFor(name) },
@@ -35,6 +35,7 @@ export function stepMembers (request: FastifyRequest): StepMembers {
     if (exchange === undefined) return await names.enter(name, async () => await runUnrecorded(name, work, context))
     return await exchange.steps.run(name, work, context, options)
   }
+  const step: IdempotencyStep = (name, work, options) => heard(run(name, work, options))
 
   return { step, keyFor }
 }

@@ -66,6 +66,28 @@ export async function runUnrecorded<T> (
   return decodeResult(encodeResult('step', name, await work(context))) as Jsonified<Awaited<T>>
 }
 
+/** Errors that come when a client leaves, or an outcome is stored: nobody chooses when. */
+const UNTIMELY = new WeakSet<Error>()
+
+/**
+ * The same promise, but for rejections that nobody may be there to hear yet, as where a handler reads the body beside
+ * a step: they must not end the process. What `work` throws, and a wrong call, are as with any promise.
+ */
+export function heard<T> (promise: Promise<T>): Promise<T> {
+  const returned = new Promise<T>((resolve, reject) => {
+    promise.then(resolve, (error: Error) => {
+      reject(error)
+      if (error instanceof IdempotencyError || UNTIMELY.has(error)) returned.catch(() => {})
+    })
+  })
+  return returned
+}
+
+function untimely (error: Error): Error {
+  UNTIMELY.add(error)
+  return error
+}
+
 /** What is known of a step that has begun. */
 type Begun = 'now' | 'before' | { result: string }
 
@@ -148,7 +170,9 @@ export class Steps {
           'this one has not both'
       )
     }
-    await new Promise<void>((resolve, reject) => body.arrive(error => error === undefined ? resolve() : reject(error)))
+    await new Promise<void>((resolve, reject) => {
+      body.arrive(error => error === undefined ? resolve() : reject(untimely(error)))
+    })
     const refusal = foreign(this.#exchange)
     if (refusal !== undefined) throw refusal
     if (attempt === 1 && boundTo === '') return
@@ -255,7 +279,9 @@ export class Steps {
 
   #assertHeld (lease: Lease, name: string): void {
     if (lease.lost) throw this.#lost(lease)
-    if (lease.isOver) throw new Error(`The step "${name}" came when the outcome of its request was stored already`)
+    if (lease.isOver) {
+      throw untimely(new Error(`The step "${name}" came when the outcome of its request was stored already`))
+    }
   }
 
   #lost ({ signal }: Lease): IdempotencyError {
