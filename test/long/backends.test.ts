@@ -6,7 +6,8 @@ import { loader } from '../fixtures/loader.ts'
 import { has } from '../fixtures/redis.ts'
 
 /** The tests that talk to Redis, once more on what takes its place. */
-const FILES = ['stores', 'protocol', 'lifecycle', 'replay', 'registration', 'leases'].map(name => `../${name}`)
+const NAMES = ['stores', 'protocol', 'endings', 'hang-ups', 'wire', 'replay', 'registration', 'leases']
+const FILES = NAMES.map(name => `../${name}`)
 
 const run = async (files: string[], env: Record<string, string>, what: string): Promise<void> => {
   for (const file of files) {
@@ -22,7 +23,7 @@ t.teardown(cluster.stop)
 await run(FILES, { TEST_REDIS_CLUSTER: cluster.ports.join() }, 'on a Redis Cluster of three')
 
 if (has('valkey-server') && has('redis-server')) {
-  await run([...FILES, 'outages', '../connections'], { TEST_REDIS_COMMAND: 'valkey-server' }, 'on Valkey')
+  await run([...FILES, 'outages', 'outages-backlog', '../connections'], { TEST_REDIS_COMMAND: 'valkey-server' }, 'on Valkey')
 } else {
   t.test('on Valkey', { skip: 'only one of redis-server and valkey-server is on PATH' }, () => {})
 }

@@ -7,7 +7,7 @@ import { startPostgres } from '../fixtures/postgres.ts'
 import { newestFolder } from './fixtures/newest.ts'
 
 /** The quick tests that take a store as it comes, once more with the keys in PostgreSQL. */
-const FILES = ['protocol', 'lifecycle', 'replay', 'leases', 'departures', 'early-replies']
+const FILES = ['protocol', 'endings', 'hang-ups', 'wire', 'replay', 'leases', 'departures', 'early-replies']
 
 const folders = { 'the PostgreSQL of this machine': postgresFolder(), 'the newest PostgreSQL': newestFolder() }
 // All are started first: a test file that is idle between two of its tests has ended.
