@@ -23,7 +23,8 @@ t.teardown(cluster.stop)
 await run(FILES, { TEST_REDIS_CLUSTER: cluster.ports.join() }, 'on a Redis Cluster of three')
 
 if (has('valkey-server') && has('redis-server')) {
-  await run([...FILES, 'outages', 'outages-backlog', '../connections'], { TEST_REDIS_COMMAND: 'valkey-server' }, 'on Valkey')
+  const files = [...FILES, 'outages', 'outages-backlog', '../connections']
+  await run(files, { TEST_REDIS_COMMAND: 'valkey-server' }, 'on Valkey')
 } else {
   t.test('on Valkey', { skip: 'only one of redis-server and valkey-server is on PATH' }, () => {})
 }
