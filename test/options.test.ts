@@ -39,8 +39,8 @@ t.test('a wrong or unknown option fails at start-up with an error that names it'
     [{ global: 'yes' }, /option "global" must be true or false/],
     [{ methods: 'POST' }, /option "methods" must be an array of HTTP methods/],
     [{ methods: [] }, /option "methods"/],
-    [{ headerName: 'a b' }, /option "headerName" must be the name of a header field/],
-    [{ replayedHeaderName: '' }, /option "replayedHeaderName"/],
+    [{ headerName: 'a b' }, /option "headerName" must be the name of a header field.*got 'a b'$/],
+    [{ replayedHeaderName: '' }, /option "replayedHeaderName".*got ''$/],
     [{ key: 'id' }, /option "key" must be a function/],
     [{ maxKeyLength: -1 }, /option "maxKeyLength" must be a whole number of characters/],
     [{ required: 1 }, /option "required" must be true or false/],
@@ -96,6 +96,43 @@ t.test('a wrong or unknown option fails at start-up with an error that names it'
     const app = Fastify()
     await app.register(idempotency, options as FastifyIdempotencyOptions)
     await app.close()
+  }
+})
+
+t.test('a header field that is not the plugin\'s alone is refused: why, and what to choose instead', async t => {
+  const taken: Record<string, RegExp> = {
+    'Transfer-Encoding': /, which belongs to the connection$/,
+    connection: /connection$/,
+    'keep-alive': /connection$/,
+    upgrade: /connection$/,
+    trailer: /connection$/,
+    te: /connection$/,
+    host: /connection$/,
+    'proxy-authorization': /connection$/,
+    'Content-Length': /, which describes the content or its length$/,
+    'content-type': /content or its length$/,
+    'content-encoding': /content or its length$/,
+    etag: /content or its length$/,
+    date: /, which is for times and caches$/,
+    'retry-after': /caches$/,
+    'set-cookie': /, which is for credentials and sessions$/,
+    authorization: /sessions$/,
+    location: /, which means something else to clients and servers$/,
+    accept: /servers$/,
+    'access-control-allow-origin': /servers$/,
+    'if-match': /servers$/
+  }
+  const usual = { headerName: 'Idempotency-Key', replayedHeaderName: 'Idempotent-Replayed' }
+  for (const [option, name] of Object.entries(usual)) {
+    for (const [field, why] of Object.entries(taken)) {
+      const message = await complaint({ [option]: field })
+      t.ok(message.startsWith(`fastify-idempotency: option "${option}" must be the name of a header field of its ` +
+        `own, such as '${name}' or 'X-${name}', got '${field}', which `), message)
+      t.match(message, why)
+    }
+    for (const field of [name, `X-${name}`, 'X-Request-Id', 'contented', 'gate']) {
+      t.equal(await complaint({ [option]: field }), '', field)
+    }
   }
 })
 

@@ -3,6 +3,7 @@ import { PROFILES } from '../protocol/profile.ts'
 import { assertStore } from '../stores/contract.ts'
 import { assertAnswered } from '../util/promise.ts'
 import { duration, MAX_TIMER, MAX_TTL } from './durations.ts'
+import { isToken, ownField } from './field-name.ts'
 import { STAGES, type FastifyIdempotencyOptions, type IdempotencyRouteOptions } from './options.ts'
 import { listed } from './replay-headers.ts'
 import { readScope } from './scope.ts'
@@ -29,8 +30,6 @@ function oneOf (...names: string[]): Rule {
 const isFunction = (value: unknown): boolean => typeof value === 'function'
 const isSync = (value: unknown): boolean => isFunction(value) && !types.isAsyncFunction(value)
 const isWhole = (value: unknown, min: number): boolean => Number.isSafeInteger(value) && (value as number) >= min
-/** RFC 9110, section 5.6.2. */
-const isToken = (value: unknown): boolean => typeof value === 'string' && /^[!#$%&'*+.^_`|~0-9A-Za-z-]+$/.test(value)
 const isMethod = (value: unknown): boolean => isToken(value) && !NEVER.has(String(value).toUpperCase())
 type Test = (value: unknown) => boolean
 const isListOf = (value: unknown, test: Test): boolean => Array.isArray(value) && value.every(test)
@@ -38,7 +37,6 @@ const isListOf = (value: unknown, test: Test): boolean => Array.isArray(value) &
 const FUNCTION = rule(isFunction, 'a function')
 const SYNC_FUNCTION = rule(isSync, 'a function that answers at once')
 const BOOLEAN = rule(value => typeof value === 'boolean', 'true or false')
-const FIELD_NAME = rule(isToken, 'the name of a header field')
 const TIMER = duration(1, MAX_TIMER)
 const ERRORS = oneOf('envelope', 'problem', 'throw')
 
@@ -71,8 +69,8 @@ export const RULES: Record<keyof FastifyIdempotencyOptions, Rule> = {
   global: BOOLEAN,
   methods: rule(value => isListOf(value, isMethod) && (value as string[]).length > 0,
     `an array of HTTP methods, such as ['POST', 'PATCH'], without ${[...NEVER].join(', ')}, which never take part`),
-  headerName: FIELD_NAME,
-  replayedHeaderName: FIELD_NAME,
+  headerName: ownField('headerName', 'Idempotency-Key'),
+  replayedHeaderName: ownField('replayedHeaderName', 'Idempotent-Replayed'),
   storeTimeout: TIMER,
   closeTimeout: TIMER,
   docsUrl: rule(value => isSync(value) || isBaseUrl(value),
