@@ -282,8 +282,11 @@ t.test('G10: RedisStore says why a write counts too few replicas', async t => {
   const store = new RedisStore(client, { minReplicas: 1, replicaTimeout: 50 })
   const claim = async (): Promise<unknown> => await store.claim('k', { token: 't', lease: 1, ttl: 1, takeover: true })
   results.push([[null, 1], [null, 1]], [[null, 1], [null, 0]])
+  // The record is gone by the time that it is touched.
+  results.push([[null, 0], [null, 1]])
   results.push([[new Error('touch'), undefined], [null, 1]], [[null, 1], [new Error('wait'), undefined]])
   t.match(await claim(), { outcome: 'acquired' })
+  await t.rejects(claim(), { message: '0 of 1 replicas have the write after 50 ms' })
   await t.rejects(claim(), { message: '0 of 1 replicas have the write after 50 ms' })
   await t.rejects(claim(), { message: /^1 of 1/, cause: { message: 'touch' } })
   await t.rejects(claim(), { message: /^0 of 1/, cause: { message: 'wait' } })

@@ -12,10 +12,6 @@ export class KeyTable<T extends Keyed<T>> {
   readonly #buckets: Array<T | undefined> = new Array<T | undefined>(BUCKETS).fill(undefined)
   #size = 0
 
-  get size (): number {
-    return this.#size
-  }
-
   get (storeKey: string): T | undefined {
     let item = this.#buckets[bucketOf(storeKey)]
     while (item !== undefined && item.storeKey !== storeKey) item = item.next
@@ -29,21 +25,19 @@ export class KeyTable<T extends Keyed<T>> {
     this.#size++
   }
 
-  /** `false` if the item was not there. */
-  delete (item: T): boolean {
+  /** `item` must be there. */
+  delete (item: T): void {
     const bucket = bucketOf(item.storeKey)
-    const first = this.#buckets[bucket]
+    const first = this.#buckets[bucket] as T
     if (first === item) {
       this.#buckets[bucket] = item.next
     } else {
       let before = first
-      while (before !== undefined && before.next !== item) before = before.next
-      if (before === undefined) return false
+      while (before.next !== item) before = before.next as T
       before.next = item.next
     }
     item.next = undefined
     this.#size--
-    return true
   }
 
   /** Visits all; the one that is visited may be deleted. */
