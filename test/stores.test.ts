@@ -3,6 +3,7 @@ import t from 'tap'
 import {
   decodeOutcome, encodeOutcome, MemoryStore, RedisStore, type StoreOutcome, type RedisStoreClient
 } from '../lib/index.ts'
+import { PostgresStore } from '../lib/sql.ts'
 import { storeAppTests, storeTests } from '../lib/store-tests.ts'
 import { redisClient, serversOf, stopRedis } from './fixtures/app.ts'
 
@@ -270,6 +271,36 @@ t.test('a client of another shape is refused with what is needed', async t => {
   const callBuffer = async (): Promise<unknown> => null
   for (const options of [{ minReplicas: -1 }, { minReplicas: 1.5 }, { replicaTimeout: 0 }]) {
     t.throws(() => new RedisStore({ callBuffer }, options), /must be whole numbers/)
+  }
+})
+
+t.test('an option of a store that is unknown, mistyped or wrong is refused when the store is made', async t => {
+  const client: RedisStoreClient = { callBuffer: async () => null }
+  const pool = { query: async () => ({ rows: [] }) }
+  const makers: Record<string, [make: (options: never) => unknown, names: string, typo: string, meant: string]> = {
+    MemoryStore: [options => new MemoryStore(options), 'maxBytes, now', 'maxbyte', 'maxBytes'],
+    RedisStore: [
+      options => new RedisStore(client, options), 'minReplicas, replicaTimeout', 'minReplica', 'minReplicas'
+    ],
+    PostgresStore: [options => new PostgresStore(pool, options), 'table, prepare', 'prepared', 'prepare']
+  }
+  for (const [name, [make, names, typo, meant]] of Object.entries(makers)) {
+    const refused = (options: unknown, message: string): void => {
+      const full = `fastify-idempotency: the options of ${name}${message}`
+      t.throws(() => make(options as never), { name: 'TypeError', message: full })
+    }
+    refused(null, ` must be an object with ${names}; got null`)
+    refused('fast', ` must be an object with ${names}; got 'fast'`)
+    refused([], ` must be an object with ${names}; got []`)
+    refused({ [typo]: 1 }, `: unknown option "${typo}"; did you mean "${meant}"?`)
+    refused({ keyPrefix: 'k:' }, `: unknown option "keyPrefix"; the options here are ${names}`)
+    const [first = ''] = names.split(', ')
+    t.doesNotThrow(() => make({ [first]: undefined } as never), name)
+  }
+  for (const now of [1, null, new Date(0)]) {
+    t.throws(() => new MemoryStore({ now: now as never }), {
+      name: 'TypeError', message: /^MemoryStore: option "now" must be a function that gives milliseconds .*, got /
+    })
   }
 })
 

@@ -1,23 +1,9 @@
 import { inspect } from 'node:util'
-import { suggestionFor } from '../config/suggestions.ts'
+import { checkNames } from '../util/option-names.ts'
 
 /** What PostgreSQL calls the levels of isolation that it has. */
 export const LEVELS = ['read committed', 'repeatable read', 'serializable'] as const
 export type IsolationLevel = typeof LEVELS[number]
-
-/** @throws {TypeError} where `value` is no object, or has a member of another name. `what` begins the message. */
-export function checkNames (value: unknown, names: readonly string[], what: string): asserts value is object {
-  if (typeof value !== 'object' || value === null) {
-    throw new TypeError(`${what} must be an object with ${names.join(', ')}; got ${inspect(value, { depth: 0 })}`)
-  }
-  for (const name of Object.keys(value)) {
-    if (names.includes(name)) continue
-    const meant = suggestionFor(name, names)
-    const isOurs = meant !== undefined && names.includes(meant)
-    const hint = isOurs ? `did you mean "${meant}"?` : `the options here are ${names.join(', ')}`
-    throw new TypeError(`${what}: unknown option "${name}"; ${hint}`)
-  }
-}
 
 /**
  * The options of one call, for a library that writes the level into its BEGIN as it is given.

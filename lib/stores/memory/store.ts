@@ -1,7 +1,9 @@
+import { inspect } from 'node:util'
 import type {
   StoreBinding, StoreClaim, StoreClaimRequest, StoreEntry, StoreOutcome, StoreRecording, StoreStep, IdempotencyStore
 } from '../contract.ts'
 import { KeyTable } from '../../util/key-table.ts'
+import { checkNames } from '../../util/option-names.ts'
 import { Log, LOG_BYTES, type Ended } from './log.ts'
 
 export interface MemoryStoreOptions {
@@ -52,11 +54,16 @@ export class MemoryStore implements IdempotencyStore {
   /** Bytes of the steps of held keys. */
   #stepBytes = 0
 
-  /** @throws {TypeError} when `maxBytes` is not a positive number. */
+  /** @throws {TypeError} when an option is unknown or wrong. */
   constructor (options: MemoryStoreOptions = {}) {
+    checkNames(options, ['maxBytes', 'now'], 'fastify-idempotency: the options of MemoryStore')
     const { maxBytes = 67_108_864, now = steadyNow } = options
     if (!(typeof maxBytes === 'number' && maxBytes > 0)) {
       throw new TypeError(`MemoryStore: option "maxBytes" must be a positive number of bytes, got ${String(maxBytes)}`)
+    }
+    if (typeof now !== 'function') {
+      throw new TypeError('MemoryStore: option "now" must be a function that gives milliseconds since the epoch, ' +
+        `got ${inspect(now, { depth: 0 })}`)
     }
     this.#maxBytes = maxBytes
     this.#now = now

@@ -2,6 +2,7 @@ import type {
   IdempotencyStore, StoreBinding, StoreClaim, StoreClaimRequest, StoreEntry, StoreOutcome, StoreRecording, StoreStep
 } from '../contract.ts'
 import { fromBase64, toBase64 } from '../../util/base64.ts'
+import { checkNames } from '../../util/option-names.ts'
 import { decodeOutcome, encodeOutcome, UnreadableRecordError } from '../record.ts'
 import { statementsFor, type Statements } from './statements.ts'
 
@@ -53,11 +54,13 @@ export class PostgresStore implements IdempotencyStore {
     return statementsFor(table).schema
   }
 
-  /** @throws {TypeError} when `pool` has no method `query`, or an option is of another type. */
-  constructor (pool: PostgresStorePool, { table = TABLE, prepare = false }: PostgresStoreOptions = {}) {
+  /** @throws {TypeError} when `pool` has no method `query`, or an option is unknown or wrong. */
+  constructor (pool: PostgresStorePool, options: PostgresStoreOptions = {}) {
     if (typeof (pool as Partial<PostgresStorePool> | null)?.query !== 'function') {
       throw new TypeError('PostgresStore: give a pool of the package "pg"; what was given has no method "query"')
     }
+    checkNames(options, ['table', 'prepare'], 'fastify-idempotency: the options of PostgresStore')
+    const { table = TABLE, prepare = false } = options
     if (typeof prepare !== 'boolean') throw new TypeError('PostgresStore: option "prepare" must be true or false')
     this.#pool = pool
     // A database that restarts ends no process; the next statement says what is wrong.

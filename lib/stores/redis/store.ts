@@ -4,6 +4,7 @@ import {
   type StoreRecording, type StoreStep, type IdempotencyStore
 } from '../contract.ts'
 import { decodeOutcome, recordOf, UnreadableRecordError } from '../record.ts'
+import { checkNames } from '../../util/option-names.ts'
 import { TurnCork, type Corkable } from './cork.ts'
 import {
   CLAIM, END, FREED_MS, HEAD, READ, RECORD, RENEW, TOUCH, UNKNOWN_PART, UNKNOWN_VERSION, VERSION, type Script
@@ -45,11 +46,13 @@ export class RedisStore implements IdempotencyStore {
   readonly #replicaTimeout: number
   readonly #cork = new TurnCork()
 
-  /** @throws {TypeError} when `client` is not an ioredis-compatible client, or an option is not a whole number. */
-  constructor (client: RedisStoreClient, { minReplicas = 0, replicaTimeout = 500 }: RedisStoreOptions = {}) {
+  /** @throws {TypeError} when `client` is not an ioredis-compatible client, or an option is unknown or wrong. */
+  constructor (client: RedisStoreClient, options: RedisStoreOptions = {}) {
     if (typeof (client as Partial<RedisStoreClient> | null)?.callBuffer !== 'function') {
       throw wrongClient('option "redis"', client)
     }
+    checkNames(options, ['minReplicas', 'replicaTimeout'], 'fastify-idempotency: the options of RedisStore')
+    const { minReplicas = 0, replicaTimeout = 500 } = options
     if (
       !Number.isSafeInteger(minReplicas) || minReplicas < 0 || !Number.isSafeInteger(replicaTimeout) ||
         replicaTimeout < 1
