@@ -169,9 +169,9 @@ export class Once<Tx, Options> {
     this.#runs++
     state.phase = 'working'
     const result = await this.#run(tx)
-    const { recorded, ended, fenced } = (await database.query(tx, sql.record, [
+    const [{ recorded, ended, fenced }] = await database.query(tx, sql.record, [
       id, token, toBase64(result), opened['place'], this.#name, String(opened['number'])
-    ]))[0] ?? {}
+    ]) as [Row]
     if (recorded !== 'true') {
       state.ended = ended === 'true'
       if (fenced === 'true') state.fencedBy = ''
@@ -225,20 +225,17 @@ export class Once<Tx, Options> {
    * The row is committed without a result: what the work wrote after it had ended its transaction was committed by
    * itself, and must not be written again.
    */
-  async #mark (fingerprint: string): Promise<void> {
-    for (let turn = 1; turn <= MAX_TURNS; turn++) {
-      try {
-        return await this.#core.database.transaction(async tx => { await this.#open(tx, fingerprint) })
-      } catch (error) {
-        if (turn < MAX_TURNS && isSerializationFailure(sqlStateOf(error))) {
-          await pause(turn)
-          continue
-        }
-        this.#request.log.error({
-          idempotencyId: this.#execution.id, transaction: this.#name, err: errorFrom(error)
-        }, 'idempotency: it could not be recorded that a transaction must not run again')
-        return
+  async #mark (fingerprint: string, turn = 1): Promise<void> {
+    try {
+      await this.#core.database.transaction(async tx => { await this.#open(tx, fingerprint) })
+    } catch (error) {
+      if (turn < MAX_TURNS && isSerializationFailure(sqlStateOf(error))) {
+        await pause(turn)
+        return await this.#mark(fingerprint, turn + 1)
       }
+      this.#request.log.error({
+        idempotencyId: this.#execution.id, transaction: this.#name, err: errorFrom(error)
+      }, 'idempotency: it could not be recorded that a transaction must not run again')
     }
   }
 

@@ -135,9 +135,13 @@ t.test('a row that this release cannot read is an error that says so, and option
     store.recorded('k'), { name: 'UnreadableRecordError', message: /steps recorded under the key are damaged/ }
   )
   await pool.query("update idempotency_keys set state = 'z'")
-  await t.rejects(store.read('k'), { name: 'UnreadableRecordError', message: /unknown state "z"/ })
+  for (const unread of [store.read('k'), store.claim('k', request), store.claim('k', { ...request, token: 'b' })]) {
+    await t.rejects(unread, { name: 'UnreadableRecordError', message: /unknown state "z"/ })
+  }
   await pool.query("update idempotency_keys set state = 'c', outcome = 'x'")
   await t.rejects(store.claim('k', request), { name: 'UnreadableRecordError', message: /unknown record version "x"/ })
+  await pool.query('update idempotency_keys set outcome = null')
+  await t.rejects(store.claim('k', request), { name: 'UnreadableRecordError', message: /unknown record version none/ })
   t.throws(() => new PostgresStore({} as never), /no method "query"/)
   t.throws(() => new PostgresStore(pool, { prepare: 1 } as never), /"prepare" must be true or false/)
   t.throws(() => new PostgresStore(pool, { table: 'a; drop' }), /"table" must be a name/)

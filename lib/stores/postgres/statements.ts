@@ -51,7 +51,7 @@ create table if not exists ${t} (
     /**
      * $1 key, $2 token, $3 lease and $4 ttl in ms, $5 whether a dead holder's key may be taken over. A replay only
      * reads. No row comes back where somebody else was quicker between the reading and the writing: then it is run
-     * again.
+     * again. A state of a later release comes back behind a `?`.
      */
     claim: `
 with live as materialized (
@@ -80,10 +80,10 @@ with live as materialized (
 select case when taken_over then 't' else 'a' end as answer, attempt::text, bound as fingerprint, null as outcome
 from taken
 union all
-select case when state = 'c' then 'c' when leased then 'h' else 'x' end, attempt::text, fingerprint,
-  encode(outcome, 'base64') from live
+select case when state = 'c' then 'c' when state <> 'h' then '?' || state when leased then 'h' else 'x' end,
+  attempt::text, fingerprint, encode(outcome, 'base64') from live
 where not exists (select from taken)
-  and (state = 'c' or (state = 'h' and token <> $2::text and (leased or $5::text = 'false')))`,
+  and state <> 'f' and (state <> 'h' or (token <> $2::text and (leased or $5::text = 'false')))`,
 
     /** $1 key, $2 token, $3 lease and $4 ttl in ms, $5 fingerprint or '', $6 whether it binds. */
     renew: `

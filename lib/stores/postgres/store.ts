@@ -167,7 +167,7 @@ export class PostgresStore implements IdempotencyStore {
 
 function claimOf (row: Row): StoreClaim {
   const attempt = Number(row['attempt'])
-  const fingerprint = row['fingerprint'] ?? ''
+  const fingerprint = String(row['fingerprint'])
   const bound = fingerprint === '' ? {} : { fingerprint }
   switch (row['answer']) {
     case 'a': return { outcome: 'acquired', attempt, takeover: false, ...bound }
@@ -175,7 +175,7 @@ function claimOf (row: Row): StoreClaim {
     case 'h': return { outcome: 'held', attempt, fingerprint }
     case 'x': return { outcome: 'abandoned', attempt, fingerprint }
     case 'c': return { outcome: 'completed', attempt, result: outcomeOf(row) }
-    default: throw unknownState(row['answer'])
+    default: throw unknownState(String(row['answer']).slice(1))
   }
 }
 
