@@ -3,6 +3,7 @@ import type { FastifyRequest } from 'fastify'
 import { derivedKey, randomKey } from '../protocol/derived-key.ts'
 import { mayGetKey } from './before-key.ts'
 import { exchangeOf, type Exchange } from './exchange.ts'
+import { checkCall } from './step-call.ts'
 import { heard, runUnrecorded, StepNames, Steps, type IdempotencyStep, type IdempotencyStepContext } from './steps.ts'
 
 /** The members `step` and `keyFor` of `request.idempotency`. */
@@ -27,6 +28,7 @@ export function stepMembers (request: FastifyRequest): StepMembers {
   }
 
   const run: IdempotencyStep = async (name, work, options) => {
+    checkCall(name, work, options)
     const exchange = withSteps(request, 'step')
     const context: IdempotencyStepContext = {
       get key () { return keyFor(name) },

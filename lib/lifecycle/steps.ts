@@ -35,15 +35,8 @@ export type IdempotencyStep = <T>(
 export class StepNames {
   readonly #used = new Set<string>()
 
-  /** @throws {TypeError} for a name that is not one, or is used again. */
+  /** @throws {TypeError} for a name that is used again. */
   async enter<T> (name: string, run: () => Promise<T>): Promise<T> {
-    // What stores keep as UTF-8 must come back as it was.
-    if (typeof name !== 'string' || name === '' || Buffer.from(name).toString() !== name) {
-      throw new TypeError(
-        'The name of a step must be a string that is not empty, ' +
-          `got ${typeof name === 'string' ? JSON.stringify(name) : typeof name}`
-      )
-    }
     if (this.#used.has(name)) {
       throw new TypeError(
       `The step "${name}" was used before in this execution; each needs a name of its own`
