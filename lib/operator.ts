@@ -75,7 +75,9 @@ export function createOperator (calls: StoreCalls, prefix: string): IdempotencyO
   }
 }
 
-function nameOf ({ scope, key, id }: IdempotencyKeyRef): string {
+function nameOf (ref: IdempotencyKeyRef): string {
+  // Plain JavaScript may give nothing, or the key itself.
+  const { scope, key, id } = (ref ?? {}) as Partial<IdempotencyKeyRef>
   if (typeof id === 'string' && key === undefined) return id
   if (typeof key === 'string' && id === undefined) return idOf(scope, key)
   throw new TypeError(

@@ -58,7 +58,7 @@ t.test('an id tells scope and key apart, and says nothing of them', async t => {
     await idOf('k'), await idOf('k', 'Bearer a'), await idOf('k', 'Bearer b'), await idOf('other', 'Bearer a')
   ]
   t.equal(new Set(ids).size, 4)
-  for (const wrong of [{}, { id: 'i', key: 'k' }, { scope: 's' }, { id: 1 }]) {
+  for (const wrong of [{}, { id: 'i', key: 'k' }, { scope: 's' }, { id: 1 }, undefined, null, 'k', 5]) {
     await t.rejects(app.idempotency.inspect(wrong as never), { name: 'TypeError', message: /\{ key \}.*\{ id \}/ })
     await t.rejects(app.idempotency.forget(wrong as never), { name: 'TypeError', message: /\{ key \}.*\{ id \}/ })
   }

@@ -304,6 +304,28 @@ t.test('an option of a store that is unknown, mistyped or wrong is refused when 
   }
 })
 
+t.test('a sweep of PostgresStore takes a whole number of keys, and asks nothing otherwise', async t => {
+  const asked: unknown[] = []
+  const store = new PostgresStore({
+    async query ({ values }) {
+      asked.push(values[1])
+      return { rows: [{ seen: '0', gone: '0' }] }
+    }
+  })
+  const wrong: Array<[limit: unknown, got: string]> = [
+    [-1, '-1'], [0, '0'], [1.5, '1.5'], [2 ** 53, '9007199254740992'], [NaN, 'NaN'], ['5', "'5'"], [null, 'null'],
+    [{ limit: 5 }, '[Object]']
+  ]
+  for (const [limit, got] of wrong) {
+    await t.rejects(store.sweep(limit as number), {
+      name: 'TypeError',
+      message: `PostgresStore: the limit of a sweep must be a whole number, at least 1, got ${got}`
+    })
+  }
+  for (const limit of [undefined, 1, 2 ** 31]) t.equal(await store.sweep(limit), 0)
+  t.same(asked, ['1000', '1', '2147483648'])
+})
+
 t.test('G10: RedisStore says why a write counts too few replicas', async t => {
   const results: Array<Array<[Error | null, unknown]>> = []
   const client: RedisStoreClient = {

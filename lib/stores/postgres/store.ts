@@ -1,3 +1,4 @@
+import { inspect } from 'node:util'
 import type {
   IdempotencyStore, StoreBinding, StoreClaim, StoreClaimRequest, StoreEntry, StoreOutcome, StoreRecording, StoreStep
 } from '../contract.ts'
@@ -133,8 +134,13 @@ export class PostgresStore implements IdempotencyStore {
   /**
    * Looks at the next `limit` keys and deletes those that have expired; returns how many. The store does so by itself
    * as keys end: for a job of the application's where few do.
+   * @throws {TypeError} when `limit` is no whole number, at least 1.
    */
   async sweep (limit = 1_000): Promise<number> {
+    if (!Number.isSafeInteger(limit) || limit < 1) {
+      throw new TypeError('PostgresStore: the limit of a sweep must be a whole number, at least 1, ' +
+        `got ${inspect(limit, { depth: -1 })}`)
+    }
     const row = await this.#run('sweep', [this.#swept, limit])
     this.#swept = Number(row?.['seen']) < limit ? '' : String(row?.['last'])
     return Number(row?.['gone'])
