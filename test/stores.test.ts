@@ -135,6 +135,20 @@ t.test('G1, G14: MemoryStore knows that a response was sent which is larger than
   })
 })
 
+t.test('G14, G16: MemoryStore frees a key whose steps are larger than its maxBytes, unbound', async t => {
+  const store = new MemoryStore({ maxBytes: 5_000 })
+  store.claim('k', claim)
+  const binding = { fingerprint: 'f', steps: [{ name: 'step', result: 'x'.repeat(5_000) }] }
+  t.equal(store.release('k', token, 60_000, true, binding), true)
+  t.match(store.read('k'), { state: 'freed', attempt: 1 })
+  t.same(store.recorded('k'), [])
+  t.strictSame(store.claim('k', claim), { outcome: 'acquired', attempt: 2, takeover: false })
+  const tiny = new MemoryStore({ maxBytes: 1 })
+  tiny.claim('k', claim)
+  t.equal(tiny.release('k', token, 60_000, true), true)
+  t.equal(tiny.read('k'), undefined, 'there is no room at all')
+})
+
 t.test('G13: what MemoryStore has handed out stays as it is when its memory is used again', async t => {
   const store = new MemoryStore({ maxBytes: 600_000 })
   const large = { ...outcome, body: Buffer.alloc(10_000, 'a'), text: false }
