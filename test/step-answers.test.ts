@@ -66,3 +66,42 @@ t.test('G16: an answer to RedisStore.record that is none is an error', async t =
     }, String(answer))
   }
 })
+
+t.test('G16: a step that was recorded, the answer being lost, is not run again when it is called again', async t => {
+  const store = new MemoryStore()
+  let lost = true
+  const calls: string[] = []
+  const broken = {
+    ...plain(store),
+    record: (...args: Parameters<MemoryStore['record']>) => {
+      const answer = store.record(...args)
+      if (lost) throw new Error('the answer was lost')
+      return answer
+    }
+  } as IdempotencyStore
+  const { post } = await start(t, 'memory', {
+    options: { store: broken },
+    routes: app => app.post('/', async request => {
+      const { step } = request.idempotency
+      const work = (name: string) => (): string => {
+        calls.push(name)
+        return name
+      }
+      const failed: unknown[] = []
+      const note = (error: { code?: unknown }): unknown => failed.push(error.code)
+      lost = true
+      await step('ended', work('ended')).catch(note)
+      await step('begun', work('begun'), { interrupted: work('asked') }).catch(note)
+      lost = false
+      return {
+        failed,
+        ended: await step('ended', work('ended'), { interrupted: work('asked too much') }),
+        begun: await step('begun', work('begun'), { interrupted: work('asked') })
+      }
+    })
+  })
+  t.same((await post('k', '{}')).json(), {
+    failed: ['idempotency_store_unavailable', 'idempotency_store_unavailable'], ended: 'ended', begun: 'asked'
+  })
+  t.same(calls, ['ended', 'asked'])
+})

@@ -109,7 +109,6 @@ export function sendable (reply: FastifyReply, { headers: kept }: StoreOutcome):
   const headers: OutgoingHttpHeaders = {}
   const isKept = new Set(kept.map(([name]) => name))
   for (const [name, value] of Object.entries(reply.getHeaders())) {
-    if (value === undefined) continue
     if (isKept.has(name) || [value].flat().every(line => isValid(name, String(line)))) headers[name] = value
   }
   return headers
