@@ -1,6 +1,7 @@
 import { setImmediate as turn } from 'node:timers/promises'
 import type { FastifyRequest } from 'fastify'
 import t, { type Test } from 'tap'
+import { Backlog } from '../lib/lease/backlog.ts'
 import { commit, type Ending } from '../lib/lease/commit.ts'
 import { Lease, type Holder } from '../lib/lease/lease.ts'
 import { Renewals } from '../lib/lease/renewal.ts'
@@ -194,3 +195,52 @@ t.test('G2: of three commits of one lease the one in the middle is never sent, a
   commit({ calls, renewals }, lease, RELEASE, error => t.equal(error, null))
   t.equal(sent.length, 2)
 })
+
+for (const [when, answers] of Object.entries({
+  'its renewal fails': { renew: fail, complete: pass },
+  'its renewal succeeds': { renew: pass, complete: pass },
+  'it is written': { renew: undefined, complete: pass },
+  'it is refused': { renew: undefined, complete: fail }
+})) {
+  t.test(`G10: an outcome that is taken from the backlog while ${when} is not tried again`, async t => {
+    const [asked, answer, heard] = [gate(), gate(), gate()]
+    const at = async (answers: (() => boolean) | undefined): Promise<boolean> => {
+      if (answers === undefined) return true
+      asked.open()
+      await answer.promise
+      setImmediate(heard.open)
+      return answers()
+    }
+    const sent: string[] = []
+    const { lease, renewals, calls } = world(t, {
+      async renew () {
+        sent.push('renew')
+        return await at(answers.renew)
+      },
+      async complete () {
+        sent.push('complete')
+        return await at(answers.complete)
+      }
+    })
+    const backlog = new Backlog({ calls, renewals })
+    t.teardown(() => { backlog.stop() })
+    lease.to('committing')
+    backlog.add(lease, COMPLETE, new Error('away'))
+    await asked.promise
+    const before = [...sent]
+    backlog.delete(lease)
+    answer.open()
+    await heard.promise
+    await turn()
+    await backlog.idle()
+    t.same(sent, before)
+  })
+}
+
+function fail (): boolean {
+  throw new Error('away')
+}
+
+function pass (): boolean {
+  return true
+}
