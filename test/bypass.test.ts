@@ -108,7 +108,7 @@ for (const mode of MODES) {
         ? { redis: await redisClient(), keyPrefix }
         : { store: faulty({ claim: unreadable }), keyPrefix }
       if ('redis' in options) await options.redis.set(storeKey(keyPrefix, undefined, 'k'), '\u0009garbage')
-      const { post } = await start(t, mode, {
+      const { app, post } = await start(t, mode, {
         options: { ...options, ...BYPASS, hook },
         routes: app => app.post('/', async () => `run ${++runs}`)
       })
@@ -116,6 +116,8 @@ for (const mode of MODES) {
       t.match([status, json(), headers['retry-after']], [503, { code: 'idempotency_store_unavailable' }, '1'])
       t.match(errors.map(({ error }) => error), [UnreadableRecordError])
       t.equal(runs, 0)
+      await app.close()
+      t.equal(errors.length, 1, 'nothing was granted, and nothing is given back')
     })
   }
 }

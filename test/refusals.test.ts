@@ -92,9 +92,8 @@ t.test('an IdempotencyError of a request that runs past an absent store has the 
   const { post } = await start(t, 'memory', {
     options: {
       onStoreError: 'bypass',
-      store: {
-        claim: away, renew: away, complete: away, release: away, read: away, remove: away
-      }
+      closeTimeout: 100,
+      store: { claim: away, renew: away, complete: away, release: away, read: away, remove: away }
     },
     routes: app => app.post('/', async () => { throw refusal() })
   })

@@ -179,8 +179,7 @@ function storeFailed (exchange: Exchange, cause: Error, done: Done): void {
   request.log.error(
     { idempotencyId: id, err: loggable(cause) }, `idempotency: the key could not be claimed; the request is ${then}`
   )
-  // It may have been granted all the same: the answer alone was lost. After a timeout, the late answer tells.
-  if (!(cause instanceof StoreTimeout)) core.backlog.giveBack(exchange)
+  if (mayBeGranted(cause)) core.backlog.giveBack(exchange)
   if (bypass) {
     publish('store-error', request, exchange, { error: cause })
     exchange.claim = 'bypassed'
@@ -191,6 +190,11 @@ function storeFailed (exchange: Exchange, cause: Error, done: Done): void {
   answer(exchange, {
     refuse: new IdempotencyError('idempotency_store_unavailable', message, { retryAfter: route.retryAfter, cause })
   }, done)
+}
+
+/** The answer alone may be lost. After a timeout, the late answer tells; a record that stands there is an answer. */
+function mayBeGranted (cause: Error): boolean {
+  return !(cause instanceof StoreTimeout || cause instanceof UnreadableRecordError)
 }
 
 /** A store that is away may be bypassed; a record that cannot be read, or an answer that is none, may not. */
