@@ -1,4 +1,5 @@
 import type { FastifyRequest } from 'fastify'
+import { sharedMembers } from '../util/shared-members.ts'
 import { exchangeOf, type Exchange } from './exchange.ts'
 import { stepMembers, type StepMembers } from './step-members.ts'
 import type { IdempotencyStep } from './steps.ts'
@@ -54,35 +55,47 @@ const kView = Symbol('fastify-idempotency view')
  * claimed.
  */
 export function viewOf (request: FastifyRequest): RequestIdempotency {
-  const slot = request as { [kView]?: RequestIdempotency }
-  slot[kView] ??= makeView(request)
-  return slot[kView]
+  const slot = request as { [kView]?: View }
+  slot[kView] ??= new View(request)
+  return slot[kView] as unknown as RequestIdempotency
 }
 
-/** A logger and JSON.stringify see what is enumerable. */
-function makeView (request: FastifyRequest): RequestIdempotency {
-  const claimed = (): Exchange | undefined => {
-    const exchange = exchangeOf(request)
+class View {
+  /** A logger and JSON.stringify see what is enumerable. */
+  static readonly #members = sharedMembers<View>({
+    id: { enumerable: true, get () { return this.#claimed()?.id ?? null } },
+    attempt: { enumerable: true, get () { return this.#claimed()?.attempt || 1 } },
+    replayed: { enumerable: true, get () { return this.#claimed()?.replay !== undefined } },
+    key: { get () { return this.#claimed()?.key ?? null } },
+    signal: { get () { return this.#claimed()?.lease?.signal ?? neverAborted() } },
+    keep: { get () { return () => this.#decide('keep') } },
+    release: { get () { return () => this.#decide('release') } },
+    step: { get () { return this.#forSteps().step } },
+    keyFor: { get () { return this.#forSteps().keyFor } }
+  })
+
+  readonly #request: FastifyRequest
+  #stepMembers: StepMembers | undefined
+
+  constructor (request: FastifyRequest) {
+    this.#request = request
+    View.#members(this)
+  }
+
+  #claimed (): Exchange | undefined {
+    const exchange = exchangeOf(this.#request)
     return exchange === undefined || exchange.id === '' ? undefined : exchange
   }
-  const decide = (override: 'keep' | 'release'): void => {
-    const exchange = claimed()
+
+  #decide (override: 'keep' | 'release'): void {
+    const exchange = this.#claimed()
     if (exchange !== undefined) exchange.override = override
   }
-  let members: StepMembers | undefined
-  const view = {
-    get id () { return claimed()?.id ?? null },
-    get attempt () { return claimed()?.attempt || 1 },
-    get replayed () { return claimed()?.replay !== undefined }
+
+  #forSteps (): StepMembers {
+    this.#stepMembers ??= stepMembers(this.#request)
+    return this.#stepMembers
   }
-  return Object.defineProperties(view, {
-    key: { get: () => claimed()?.key ?? null },
-    signal: { get: () => claimed()?.lease?.signal ?? neverAborted() },
-    keep: { value: () => decide('keep') },
-    release: { value: () => decide('release') },
-    step: { get: () => (members ??= stepMembers(request)).step },
-    keyFor: { get: () => (members ??= stepMembers(request)).keyFor }
-  }) as RequestIdempotency
 }
 
 /** A new one each time: listeners on a shared one would pile up. */
