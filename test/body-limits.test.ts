@@ -1,5 +1,6 @@
 import { once } from 'node:events'
 import { connect } from 'node:net'
+import type { Readable } from 'node:stream'
 import { setTimeout as sleep } from 'node:timers/promises'
 import t from 'tap'
 import { gate, MODES, start, stopRedis } from './fixtures/app.ts'
@@ -44,6 +45,23 @@ async function answered (port: number, key: string, framing: 'length' | 'chunked
 }
 
 for (const mode of MODES) {
+  t.test(`G8: a body beyond the bodyLimit that a parser has read all the same is compared (${mode})`, async t => {
+    const { post } = await start(t, mode, {
+      fastify: { bodyLimit: 10 },
+      options: { hook: mode.endsWith('first') ? 'preValidation' : 'preHandler' },
+      before: app => app.addContentTypeParser('text/x', async (_request: unknown, payload: Readable) => (
+        Buffer.concat(await payload.toArray())
+      )),
+      routes: app => app.post('/', async request => String(request.body))
+    })
+    const headers = { 'content-type': 'text/x' }
+    for (const [key, first, other] of [['short', 'a', 'b'.repeat(20)], ['long', 'a'.repeat(20), 'b']] as const) {
+      t.match(await post(key, first, { headers }), { text: first, replayed: false })
+      t.match((await post(key, other, { headers })).json(), { code: 'idempotency_key_mismatch' }, key)
+      t.match(await post(key, first, { headers }), { text: first, replayed: true })
+    }
+  })
+
   for (const [how, options] of [['by default', {}], ['with a function', { fingerprint: () => 'same' }]] as const) {
     t.test(`G14: bodyLimit holds for a key that is kept, held, or unknown; fingerprint ${how} (${mode})`, async t => {
       let runs = 0

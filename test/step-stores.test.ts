@@ -191,12 +191,12 @@ t.test('a first execution reads nothing, and a lease that nobody confirmed is co
         return await reply.code(attempt === 1 ? 500 : 200).send('ok')
       })
       app.post('/plain', async () => 'ok')
-      app.post('/frozen', async request => {
+      app.post<{ Params: { renewed: string } }>('/frozen/:renewed', async request => {
         // As after a freeze: the lease has passed, and no timer has told.
         renew = async () => { throw new Error('away') }
         const end = performance.now() + 110
         while (performance.now() < end);
-        renew = async () => false
+        renew = async () => request.params.renewed === 'true'
         return await request.idempotency.step('a', () => { calls.push('ran') }).catch(
           (error: { code: string }) => { calls.push(error.code) }
         )
@@ -209,8 +209,8 @@ t.test('a first execution reads nothing, and a lease that nobody confirmed is co
   t.same(calls.splice(0), ['claim', 'record', 'record', 'record', 'record', 'record', 'release'])
   await post('k', '{}')
   t.same(calls.splice(0), ['claim', 'recorded', 'complete'])
-  await post('f', '{}', { path: '/frozen' })
-  t.same(calls.filter(call => call === 'ran' || call.startsWith('idempotency')), ['idempotency_in_progress'])
+  for (const renewed of ['false', 'true']) await post(renewed, '{}', { path: `/frozen/${renewed}` })
+  t.same(calls.filter(call => call === 'ran' || call.startsWith('idempotency')), ['idempotency_in_progress', 'ran'])
 })
 
 t.test('G14: steps count against maxBytes of the MemoryStore, and one that does not fit is refused', async t => {

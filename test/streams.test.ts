@@ -164,6 +164,7 @@ for (const mode of MODES) {
 
   t.test(`G2: the stream of a holder that has lost its key is let go (${mode})`, async t => {
     const streams: Readable[] = []
+    let cancelled = 0
     const options = await wrapped(mode, inner => ({
       async release (key, ...rest) {
         await inner.remove(key)
@@ -173,14 +174,26 @@ for (const mode of MODES) {
     }))
     const { post } = await start(t, mode, {
       options,
-      routes: app => app.post('/', (_request, reply) => {
-        const stream = new PassThrough()
-        streams.push(stream)
-        reply.code(503).send(stream)
-      })
+      routes: app => {
+        app.post('/', (_request, reply) => {
+          const stream = new PassThrough()
+          streams.push(stream)
+          reply.code(503).send(stream)
+        })
+        app.post('/web', (_request, reply) => {
+          reply.code(503).send(new ReadableStream({
+            async cancel () {
+              cancelled++
+              throw new Error('on purpose')
+            }
+          }))
+        })
+      }
     })
     t.match(await post('k', '{}'), { status: 409 })
     t.equal(streams[0]?.destroyed, true)
+    t.match(await post('web', '{}', { path: '/web' }), { status: 409 })
+    t.equal(cancelled, 1)
   })
 
   t.test(`G13: an old stream that goes on while a failure waits for the store loses nothing (${mode})`, async t => {

@@ -206,7 +206,9 @@ export class Steps {
     const fits = this.#reserve(name, text)
     const named = fits || this.#reserve(name, NOT_KEPT)
     const recording = await this.#write(lease, named ? name : '', fits ? text : NOT_KEPT)
-    if (named && recording.outcome === 'known') return this.#reused(name, recording.result ?? '')
+    if (named && recording.outcome === 'known' && recording.result !== undefined) {
+      return this.#reused(name, recording.result)
+    }
     const { request, id } = this.#exchange
     if (!fits) {
       request.log.warn({

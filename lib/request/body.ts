@@ -120,15 +120,16 @@ export class RequestBody {
   }
 
   /**
-   * Reads what nobody else will read, and calls back when the body is whole or was cut off.
-   * `compare`: nobody else may have it. `keep`: a handler may still read it. `answered`: the
-   * same, but the response is over, and Node.js no longer tells a request that its client has left.
-   * `limit`: bytes, beyond which a body that is compared ends with a 413. `stalled`: the handler has stopped reading.
+   * Reads what nobody else will read, and calls back when the body is whole or was cut off. `compare`: nobody else may
+   * have it. `keep`: a handler may still read it. `answered`: the same, but the response is over, and Node.js no longer
+   * tells a request that its client has left.
+   * `limit`: bytes, beyond which a body that is still to be read ends with a 413. `stalled`: the handler has stopped
+   * reading.
    */
   drain (
     purpose: 'compare' | 'keep' | 'answered', done: (error?: Error) => void, limit = Infinity, stalled?: () => void
   ): void {
-    if (this.whole) return this.length > limit ? done(tooLarge()) : done()
+    if (this.whole) return done()
     if (this.length > limit || Number(this.#request.headers['content-length']) > limit) return done(tooLarge())
     const stream = this.#stream
     const { raw } = this.#request

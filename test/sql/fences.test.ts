@@ -5,6 +5,7 @@ import { idOf } from '../../lib/protocol/fingerprint.ts'
 import { MemoryStore, type IdempotencyStore } from '../../lib/index.ts'
 import { transactions, viaPg, type Database, type PgTransactionOptions, type Transaction } from '../../lib/sql.ts'
 import { gate, type Gate } from '../fixtures/app.ts'
+import { plain } from '../fixtures/broken-stores.ts'
 import { LEVELS, type Level } from './fixtures/adapters.ts'
 import {
   newDatabase, poolOf, postgresServer, run, startApp, stopPostgres, untilWaiting, type SqlApp
@@ -271,4 +272,17 @@ t.test('G18: an execution that meets ever another fence gives up, and commits no
   const answer = await post('k', '{}', named('a'))
   t.same([answer.status, code(answer)], [409, 'idempotency_in_progress'])
   t.same(await run(url, 'select 1 from effects'), [])
+})
+
+t.test('G18: a request that the store let pass ends with a 503 where another execution has fenced it off', async t => {
+  const { url, store, api } = await world(t)
+  const late = await api(transactions(viaPg(poolOf(t, url))), takingOver(store, 2))
+  t.same((await late.post('k', '{}', named('a'))).text, '[1]')
+  const away = { ...plain(store), claim: async () => { throw new Error('away') } }
+  const bypassing = await startApp(t, { store: away, onStoreError: 'bypass' }, app => {
+    const transaction = transactions(viaPg(poolOf(t, url)))
+    app.post('/', async request => await transaction(request, 'b', async tx => await insert(tx, 'b')))
+  })
+  t.equal(code(await bypassing.post('k')), 'idempotency_store_unavailable')
+  t.same(await run(url, 'select name from effects'), [{ name: 'a' }])
 })

@@ -124,7 +124,10 @@ t.test('two builds side by side: rows of the recorded form are read, and those o
   })
 
   const other = {
-    state: ['z', null], version: ['c', `39${GOLDEN.slice(2)}`], 'cut off': ['c', GOLDEN.slice(0, 20)]
+    state: ['z', null],
+    version: ['c', `39${GOLDEN.slice(2)}`],
+    'cut off': ['c', GOLDEN.slice(0, 20)],
+    'no outcome': ['c', null]
   } as const
   for (const [what, [state, outcome]] of Object.entries(other)) {
     await put(storeKey('p:', undefined, what), state, outcome)
