@@ -145,7 +145,9 @@ for (const mode of MODES) {
       before: app => app.addHook('onRoute', route => {
         const slow: onSendAsyncHookHandler = async (request, reply, payload) => {
           // Until the timeout has set its own status.
-          if (!request.idempotency.replayed && reply.statusCode === 200) await until(() => reply.statusCode === 503, 'the timeout')
+          if (!request.idempotency.replayed && reply.statusCode === 200) {
+            await until(() => reply.statusCode === 503, 'the timeout')
+          }
           return payload
         }
         route.onSend = [route.onSend ?? []].flat().concat(slow)
