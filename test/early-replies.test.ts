@@ -93,6 +93,27 @@ for (const mode of MODES) {
     t.same([(await retry.answer).status, (await retry.answer).replayed], [202, true])
   })
 
+  t.test(`G3, G9: an error like Fastify's timeout does not free the key of an early reply (${mode})`, async t => {
+    const failed = gate()
+    const { port } = await start(t, mode, {
+      before: streams,
+      routes: app => app.post('/', async (_request, reply) => {
+        reply.code(202).send('first')
+        reply.send(Object.assign(new Error('late'), { code: 'FST_ERR_HANDLER_TIMEOUT', statusCode: 503 }))
+        setImmediate(failed.open)
+        throw new Error('later')
+      })
+    })
+    const first = upload(port, '/', 8)
+    first.request.write('half')
+    await failed.promise
+    first.request.end('more')
+    t.match(await first.answer, { status: 202, text: 'first' })
+    const retry = upload(port, '/', 8)
+    retry.request.end('halfmore')
+    t.match(await retry.answer, { status: 202, text: 'first', replayed: true })
+  })
+
   t.test(`a handler that replies before it has read the upload still gets all of it (${mode})`, async t => {
     const whole = 400_000
     let stored = 0

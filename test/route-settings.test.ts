@@ -2,10 +2,26 @@ import { randomUUID } from 'node:crypto'
 import t from 'tap'
 import type { FastifyReply, FastifyRequest } from 'fastify'
 import type { IdempotencyError } from '../lib/index.ts'
-import { gate, headersOf, start, stopRedis, STORES } from './fixtures/app.ts'
+import { gate, headersOf, MODES, start, stopRedis, STORES } from './fixtures/app.ts'
 import * as http from 'node:http'
 
 t.teardown(stopRedis)
+
+for (const mode of MODES) {
+  t.test(`a request without a key runs, whichever stage the key would be taken in (${mode})`, async t => {
+    let runs = 0
+    const stages = ['onRequest', 'preParsing', 'preValidation', 'preHandler'] as const
+    // Routes that were declared first cannot be served as late as that.
+    const served = stages.filter(hook => hook !== 'preHandler' || !mode.endsWith('first'))
+    const { post } = await start(t, mode, {
+      routes: app => {
+        for (const hook of served) app.post(`/${hook}`, { config: { idempotency: { hook } } }, async () => ++runs)
+      }
+    })
+    for (const hook of [...served, ...served]) t.equal((await post(undefined, '{}', { path: `/${hook}` })).status, 200)
+    t.equal(runs, 2 * served.length)
+  })
+}
 
 for (const mode of STORES) {
   t.test(`a route may require a key, and be tuned in every way (${mode})`, async t => {
