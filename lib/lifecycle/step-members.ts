@@ -73,7 +73,7 @@ function withSteps (request: FastifyRequest, what: string): WithSteps | undefine
   if (exchange === undefined && !mayGetKey(request)) return undefined
   if (exchange === undefined || exchange.id === '') {
     throw new Error(
-    `fastify-idempotency: request.idempotency.${what} was used before the key is known; see the option "hook"`
+      `fastify-idempotency: request.idempotency.${what} was used before the key is known; see the option "hook"`
     )
   }
   exchange.steps ??= new Steps(exchange)

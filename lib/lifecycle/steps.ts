@@ -26,6 +26,8 @@ export interface IdempotencyStepOptions<T> {
   interrupted?: ((context: IdempotencyStepContext) => T) | undefined
 }
 
+type Work<T> = (context: IdempotencyStepContext) => T
+
 /** Runs one step, see `request.idempotency.step`. */
 export type IdempotencyStep = <T>(
   name: string, work: (context: IdempotencyStepContext) => T, options?: IdempotencyStepOptions<T>
@@ -38,9 +40,7 @@ export class StepNames {
   /** @throws {TypeError} for a name that is used again. */
   async enter<T> (name: string, run: () => Promise<T>): Promise<T> {
     if (this.#used.has(name)) {
-      throw new TypeError(
-      `The step "${name}" was used before in this execution; each needs a name of its own`
-      )
+      throw new TypeError(`The step "${name}" was used before in this execution; each needs a name of its own`)
     }
     this.#used.add(name)
     try {
@@ -54,7 +54,7 @@ export class StepNames {
 
 /** Runs `work`, and gives its result the shape that a recorded one would have. */
 export async function runUnrecorded<T> (
-  name: string, work: (context: IdempotencyStepContext) => T, context: IdempotencyStepContext
+  name: string, work: Work<T>, context: IdempotencyStepContext
 ): Promise<Jsonified<Awaited<T>>> {
   return decodeResult(encodeResult('step', name, await work(context))) as Jsonified<Awaited<T>>
 }
@@ -109,9 +109,9 @@ export class Steps {
     return Array.from(this.#known, ([name, result]) => ({ name, result }))
   }
 
-  async run<T> (name: string, work: (
-    context: IdempotencyStepContext
-  ) => T, context: IdempotencyStepContext, options: IdempotencyStepOptions<T> = {}): Promise<Jsonified<Awaited<T>>> {
+  async run<T> (
+    name: string, work: Work<T>, context: IdempotencyStepContext, options: IdempotencyStepOptions<T> = {}
+  ): Promise<Jsonified<Awaited<T>>> {
     return await this.#names.enter(name, async () => {
       const { claim, lease } = this.#exchange
       if (claim === 'bypassed') {
@@ -119,18 +119,17 @@ export class Steps {
         return await runUnrecorded(name, work, context)
       }
       if (lease === undefined) {
-        throw new Error(
-        `The step "${name}" needs the idempotency key, which this request does not hold`
-        )
+        throw new Error(`The step "${name}" needs the idempotency key, which this request does not hold`)
       }
       return decodeResult(await this.#step(lease, name, work, context, options)) as Jsonified<Awaited<T>>
     })
   }
 
   /** The text of the step's result. */
-  async #step<T> (lease: Lease, name: string, work: (
-    context: IdempotencyStepContext
-  ) => T, context: IdempotencyStepContext, { interrupted }: IdempotencyStepOptions<T>): Promise<string> {
+  async #step<T> (
+    lease: Lease, name: string, work: Work<T>, context: IdempotencyStepContext,
+    { interrupted }: IdempotencyStepOptions<T>
+  ): Promise<string> {
     this.#assertHeld(lease, name)
     await this.#prepare()
     const known = this.#known.get(name)

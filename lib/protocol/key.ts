@@ -26,7 +26,7 @@ export function keyError (
 ): Error | null {
   if (typeof key !== 'string') {
     return new TypeError(
-    `fastify-idempotency: option "key" must return a string or undefined, got ${typeof key}`
+      `fastify-idempotency: option "key" must return a string or undefined, got ${typeof key}`
     )
   }
   if (key.length > maxKeyLength) {

@@ -79,7 +79,7 @@ export class MemoryStore implements IdempotencyStore {
   claim (key: string, { token, lease, ttl, takeover }: StoreClaimRequest): StoreClaim {
     if (key.length + token.length > MAX_KEY_LENGTH) {
       throw new RangeError(
-      `MemoryStore: key and token may have ${MAX_KEY_LENGTH} characters, got ${key.length + token.length}`
+        `MemoryStore: key and token may have ${MAX_KEY_LENGTH} characters, got ${key.length + token.length}`
       )
     }
     const now = this.#now()
@@ -166,7 +166,7 @@ export class MemoryStore implements IdempotencyStore {
     const bytes = stepBytes(step) - (known === undefined ? 0 : stepBytes(known))
     if (this.#stepBytes + bytes > this.#maxBytes) {
       throw new RangeError(
-      `MemoryStore: the steps of held keys would take more than maxBytes, ${this.#maxBytes}`
+        `MemoryStore: the steps of held keys would take more than maxBytes, ${this.#maxBytes}`
       )
     }
     if (known === undefined) steps.push(step)
