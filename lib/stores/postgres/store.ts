@@ -187,7 +187,7 @@ function claimOf (row: Row): StoreClaim {
 
 /** @throws {UnreadableRecordError} when it is of another version, or damaged. */
 function outcomeOf (row: Row): StoreOutcome {
-  return decodeOutcome(Buffer.from(String(row['outcome']), 'base64'))
+  return decodeOutcome(Buffer.from(row['outcome'] ?? '', 'base64'))
 }
 
 /** PostgreSQL's text holds every character but NUL, which a key prefix may have. */
