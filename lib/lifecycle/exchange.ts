@@ -67,6 +67,8 @@ export class Exchange implements Holder {
   steps: Steps | undefined
   /** Fastify has answered in the place of a handler that may still run, or may not start any more. */
   answeredFor = false
+  /** Fastify has told of an error, or `send` has thrown: an error handler may reply in the place of the handler. */
+  hasFailed = false
   /** The reply that is in our onSend hook. */
   outgoing: OutgoingReply | undefined
   /** How many replies have come to our onSend hook. */

@@ -5,7 +5,7 @@ import { refuseForeign } from './binding.ts'
 import { answerEarlyBody } from './early-body.ts'
 import { exchangeOf, type Exchange } from './exchange.ts'
 import { HandlerRun } from './handler-run.ts'
-import { hasBegun, noteBegun, sendBy, unwatchEarly, watchEarly } from './outgoing.ts'
+import { hasBegun, hasEnded, noteBegun, sendBy, unwatchEarly, watchEarly } from './outgoing.ts'
 
 /** Watches a handler to its end, which no hook tells where the client has left or Fastify has answered in its place. */
 export function wrapHandler (handler: RouteHandlerMethod): RouteHandlerMethod {
@@ -89,8 +89,16 @@ interface WatchedReply { [kSend]?: FastifyReply['send'], [kThen]?: FastifyReply[
 
 const send = function (this: FastifyReply, payload?: unknown) {
   const exchange = exchangeOf(this.request)
-  if (exchange !== undefined) noteSend(exchange, payload)
-  return sendBy((this as WatchedReply)[kSend] as FastifyReply['send'], this, payload)
+  if (exchange !== undefined) {
+    if (isSecond(exchange, payload)) return this
+    noteSend(exchange, payload)
+  }
+  try {
+    return sendBy((this as WatchedReply)[kSend] as FastifyReply['send'], this, payload)
+  } catch (error) {
+    if (exchange !== undefined) exchange.hasFailed = true
+    throw error
+  }
 } as FastifyReply['send']
 
 const then: FastifyReply['then'] = function (this: FastifyReply, fulfilled, rejected) {
@@ -98,6 +106,21 @@ const then: FastifyReply['then'] = function (this: FastifyReply, fulfilled, reje
   // Of a reply that has left, it says nothing.
   if (run !== undefined && !this.sent) run.noteReturnedReply()
   return ((this as WatchedReply)[kThen] as FastifyReply['then']).call(this, fulfilled, rejected)
+}
+
+/**
+ * Whether the handler has replied before: its first reply is sent, and kept, whichever is through the hooks first. Of
+ * one that has ended, Fastify tells. Fastify's timeout takes the place of a reply that is not kept yet, and of a
+ * stream, which may never end.
+ */
+function isSecond (exchange: Exchange, payload: unknown): boolean {
+  const { request, reply, id, run, lease, hasFailed, answeredFor, passes } = exchange
+  if (run?.replied !== true || hasFailed || answeredFor || hasEnded(reply)) return false
+  if (isTimeout(payload) && (passes === 0 || lease?.state === 'collecting')) return false
+  const told = 'idempotency: a reply is already on its way; this one is dropped'
+  if (payload instanceof Error) request.log.error({ idempotencyId: id, err: payload }, told)
+  else request.log.warn({ idempotencyId: id }, told)
+  return true
 }
 
 function noteSend (exchange: Exchange, payload: unknown): void {

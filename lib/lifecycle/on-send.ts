@@ -68,7 +68,10 @@ function decide (exchange: Holding, payload: unknown, last: boolean, done: Done)
   const content = isResponse(payload) ? unwrapResponse(reply, payload) : payload
   const cacheable = !answeredFor && !isRefused(request) && exchange.isCacheable(reply.statusCode)
   switch (whenReplying({ answeredFor, cacheable, admission, bodyWhole: body.whole, started })) {
-    case 'leave': return leave(exchange, done, null, content)
+    case 'leave':
+      // Fastify's timeout has come before the end of a stream, which decides no more.
+      if (exchange.lease.state === 'collecting') exchange.lease.to('held')
+      return leave(exchange, done, null, content)
     case 'release': return release(exchange, content, done)
     case 'complete': return complete(exchange, content, last, done)
     case 'read':
@@ -202,7 +205,9 @@ function leave (exchange: Exchange, done: Done, error: Error | null, payload?: u
 }
 
 /** Fastify throws from `done` what writeHead refuses; after a wait for the store nobody else would catch it. */
-function sendFailed ({ request, reply, id }: Exchange, error: unknown): void {
+function sendFailed (exchange: Exchange, error: unknown): void {
+  const { request, reply, id } = exchange
+  exchange.hasFailed = true
   if (reply.raw.headersSent) {
     request.log.error({ idempotencyId: id, err: error }, 'idempotency: the reply could not be sent')
     reply.raw.destroy()

@@ -136,6 +136,7 @@ function claimNow (exchange: Exchange, done: Done): void {
 export function noteError (reply: FastifyReply, exchange: Exchange | undefined, error: Error, done: Done): void {
   noteFailing(reply)
   if (exchange === undefined) return done()
+  exchange.hasFailed = true
   const { replay, run, body, declaredEarly } = exchange
   // The client has left before the first byte: the stream still decides, and nobody is there for an error.
   if (isStreamOfNobody(exchange, error)) return
