@@ -74,6 +74,18 @@ for (const mode of MODES) {
     })
   }
 
+  t.test(`G3: a handler whose reply cannot be serialized may send another, which is kept (${mode})`, async t => {
+    const { post } = await start(t, mode, {
+      routes: app => app.post('/', async (_request, reply) => {
+        const broken = reply.type('text/x').serializer(() => { throw new Error('on purpose') })
+        t.throws(() => broken.send('first'), { message: 'on purpose' })
+        return await reply.serializer(String).send('second')
+      })
+    })
+    t.match(await post('k', '{}'), { status: 200, text: 'second', replayed: false })
+    t.match(await post('k', '{}'), { status: 200, text: 'second', replayed: true })
+  })
+
   t.test(`G1, G3: Fastify's timeout does not overtake a reply that waits in a later hook (${mode})`, async t => {
     let runs = 0
     const { call } = await start(t, mode, {
