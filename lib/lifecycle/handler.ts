@@ -5,7 +5,7 @@ import { refuseForeign } from './binding.ts'
 import { answerEarlyBody } from './early-body.ts'
 import { exchangeOf, type Exchange } from './exchange.ts'
 import { HandlerRun } from './handler-run.ts'
-import { hasBegun, hasEnded, noteBegun, sendBy, unwatchEarly, watchEarly } from './outgoing.ts'
+import { hasBegun, hasEnded, noteBegun, sendBy, tellDropped, unwatchEarly, watchEarly } from './outgoing.ts'
 
 /** Watches a handler to its end, which no hook tells where the client has left or Fastify has answered in its place. */
 export function wrapHandler (handler: RouteHandlerMethod): RouteHandlerMethod {
@@ -90,7 +90,10 @@ interface WatchedReply { [kSend]?: FastifyReply['send'], [kThen]?: FastifyReply[
 const send = function (this: FastifyReply, payload?: unknown) {
   const exchange = exchangeOf(this.request)
   if (exchange !== undefined) {
-    if (isSecond(exchange, payload)) return this
+    if (isSecond(exchange, payload)) {
+      tellDropped(exchange, payload)
+      return this
+    }
     noteSend(exchange, payload)
   }
   try {
@@ -114,13 +117,9 @@ const then: FastifyReply['then'] = function (this: FastifyReply, fulfilled, reje
  * stream, which may never end.
  */
 function isSecond (exchange: Exchange, payload: unknown): boolean {
-  const { request, reply, id, run, lease, hasFailed, answeredFor, passes } = exchange
+  const { reply, run, lease, hasFailed, answeredFor, passes } = exchange
   if (run?.replied !== true || hasFailed || answeredFor || hasEnded(reply)) return false
-  if (isTimeout(payload) && (passes === 0 || lease?.state === 'collecting')) return false
-  const told = 'idempotency: a reply is already on its way; this one is dropped'
-  if (payload instanceof Error) request.log.error({ idempotencyId: id, err: payload }, told)
-  else request.log.warn({ idempotencyId: id }, told)
-  return true
+  return !(isTimeout(payload) && (passes === 0 || lease?.state === 'collecting'))
 }
 
 function noteSend (exchange: Exchange, payload: unknown): void {

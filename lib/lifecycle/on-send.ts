@@ -7,7 +7,7 @@ import type { StoreOutcome } from '../stores/contract.ts'
 import { errorFrom } from '../util/promise.ts'
 import { isBetterAsBytes, refusedPayload, replacedPayload, replayedPayload } from './answer.ts'
 import { exchangeOf, holdsKey, type Exchange, type Holding } from './exchange.ts'
-import { holdBack, noteBegun, undoOvertaking } from './outgoing.ts'
+import { holdBack, noteBegun, tellDropped, undoOvertaking } from './outgoing.ts'
 import { isRefused, takeRefusal } from './refusal.ts'
 
 type Done = (error?: Error | null, payload?: unknown) => void
@@ -24,10 +24,7 @@ export function onSend (declaredEarly: boolean, isLast: () => boolean): onSendHo
       return done()
     }
     // A second reply, which Fastify would refuse.
-    if (exchange.outgoing !== undefined) {
-      return request.log.warn({ idempotencyId: exchange.id }, 'idempotency: a reply is already on its way; this ' +
-        'one is dropped')
-    }
+    if (exchange.outgoing !== undefined) return tellDropped(exchange, payload)
     const { replay, claim, body } = exchange
     if (replay !== undefined) return done(null, replayedPayload(exchange, replay, isLast()))
     if (!holdsKey(exchange) || exchange.lease.isFinal) {

@@ -82,6 +82,13 @@ export function holdBack (exchange: Exchange): void {
   Object.defineProperty(reply, 'sent', SENT)
 }
 
+/** Tells the log of a reply that is not sent, since another one is on its way. */
+export function tellDropped ({ request, id }: Exchange, payload: unknown): void {
+  const told = 'idempotency: a reply is already on its way; this one is dropped'
+  if (payload instanceof Error) request.log.error({ idempotencyId: id, err: payload }, told)
+  else request.log.warn({ idempotencyId: id }, told)
+}
+
 /** A reply that came meanwhile may have set a status and headers of its own. */
 export function undoOvertaking ({ outgoing, reply }: Exchange): void {
   if (outgoing === undefined || outgoing === 'passing' || !outgoing.overtaken) return
