@@ -8,7 +8,7 @@ export interface Estimate {
 
 const DRAWS = 10_000
 
-function medianOf (values: number[]): number {
+export function medianOf (values: number[]): number {
   const sorted = [...values].sort((a, b) => a - b)
   const middle = (sorted.length - 1) / 2
   return ((sorted[Math.floor(middle)] ?? NaN) + (sorted[Math.ceil(middle)] ?? NaN)) / 2

@@ -13,14 +13,15 @@ import { emptyRedis } from '../redis.ts'
 import { untilAccepted } from '../rejected.ts'
 import { startServer, type RunningServer } from '../servers.ts'
 import { post, verify } from '../verify.ts'
-import { estimate, type Estimate } from './bootstrap.ts'
+import { estimate, medianOf, type Estimate } from './bootstrap.ts'
 import { buildOf, WORK_TREE } from './build.ts'
 import { crowd } from './crowd.ts'
 
 const PAIRS = Number(process.env['PAIRS'] ?? 10)
 const WARM_UP = Number(process.env['WARM_UP'] ?? 5)
-const SLICES = Number(process.env['SLICES'] ?? 8)
-const SECONDS = Number(process.env['SECONDS'] ?? 0.5)
+/** Many and short: what else happens on the machine lasts longer, and falls on neighbouring slices of both sides. */
+const SLICES = Number(process.env['SLICES'] ?? 50)
+const SECONDS = Number(process.env['SECONDS'] ?? 0.1)
 
 interface Work { id: string, name: string, app: AppName, path: Path, keys: Keys }
 
@@ -39,56 +40,57 @@ const works: Work[] = [
   { id: 'opted-out', name: 'route opted out', app: 'build-opted-out', path: '/payments', keys: 'none' }
 ]
 
-interface Side { server: RunningServer, cpu: number, requests: number }
+/** A server, and the CPU time per request of each slice in µs. */
+interface Side { server: RunningServer, costs: number[] }
 
-/** Adds one slice of load to what a side has used; fails when the handler ran more or less often than it should. */
-async function slice (side: Side, target: Target, seconds: number): Promise<void> {
-  const before = await side.server.usage()
+/** CPU time per request in µs under a slice of load; fails when the handler ran more or less often than it should. */
+async function costOf (server: RunningServer, target: Target, seconds: number): Promise<number> {
+  const before = await server.usage()
   const { requests } = await fullLoad(target, seconds)
-  const after = await side.server.usage()
+  const after = await server.usage()
   const runs = after.executions - before.executions
   if (target.keys === 'same' ? runs > 0 : runs < requests) {
     throw new Error(`${target.path}: the handler ran ${runs} times for ${requests} requests`)
   }
-  side.cpu += after.cpu - before.cpu
-  side.requests += requests
+  return (after.cpu - before.cpu) / requests
 }
 
-/** CPU time per request in µs of the two builds, from one pair of fresh processes. */
-async function measurePair ({ app, path, keys }: Work, builds: string[], order: number): Promise<number[]> {
+/** CPU time per request in µs of the two builds, slice by slice, from one pair of fresh processes. */
+async function measurePair ({ app, path, keys }: Work, builds: string[], order: number): Promise<number[][]> {
   const redisPort = await emptyRedis()
   const sides: Side[] = []
   try {
     for (const build of builds) {
-      sides.push({ server: await startServer(app, redisPort, { BENCH_BUILD: build }), cpu: 0, requests: 0 })
+      sides.push({ server: await startServer(app, redisPort, { BENCH_BUILD: build }), costs: [] })
     }
-    const run = async (side: Side, seconds: number): Promise<void> => {
-      await untilAccepted(async () => { await slice(side, { port: side.server.port, path, keys }, seconds) })
-    }
-    for (const side of sides) {
-      const wrong = keys === 'none' ? undefined : await verify(side.server, path, true)
+    const run = async (server: RunningServer, seconds: number): Promise<number> =>
+      await untilAccepted(async () => await costOf(server, { port: server.port, path, keys }, seconds))
+    for (const { server } of sides) {
+      const wrong = keys === 'none' ? undefined : await verify(server, path, true)
       if (wrong !== undefined) throw new Error(wrong)
-      if (keys === 'same') await post(side.server.port, path, SAME_KEY)
-      await run(side, WARM_UP)
-      side.cpu = side.requests = 0
+      if (keys === 'same') await post(server.port, path, SAME_KEY)
+      await run(server, WARM_UP)
     }
     for (let round = 0; round < SLICES; round++) {
-      for (const side of (round + order) % 2 === 0 ? sides : [...sides].reverse()) await run(side, SECONDS)
+      for (const { server, costs } of (round + order) % 2 === 0 ? sides : [...sides].reverse()) {
+        costs.push(await run(server, SECONDS))
+      }
     }
   } finally {
     await Promise.all(sides.map(async ({ server }) => { await server.stop() }))
   }
-  return sides.map(({ cpu, requests }) => cpu / requests)
+  return sides.map(({ costs }) => costs)
 }
 
 interface Result extends Estimate { id: string, before: number, after: number, ratios: number[] }
 
 async function compare (work: Work, builds: string[]): Promise<Result> {
-  const pairs: number[][] = []
+  const pairs: number[][][] = []
   for (let i = 0; i < PAIRS; i++) pairs.push(await measurePair(work, i % 2 === 0 ? builds : [...builds].reverse(), i))
-  const sides = pairs.map((pair, i) => i % 2 === 0 ? pair : [...pair].reverse()) as Array<[number, number]>
-  const ratios = sides.map(([before, after]) => before / after)
-  const cpu = (at: 0 | 1): number => estimate(sides.map(side => side[at])).median
+  const sides = pairs.map((pair, i) => i % 2 === 0 ? pair : [...pair].reverse()) as Array<[number[], number[]]>
+  // Slice by slice, since what one slice of a noisy machine costs may be twice what another does.
+  const ratios = sides.map(([before, after]) => medianOf(before.map((cost, i) => cost / (after[i] ?? NaN))))
+  const cpu = (at: 0 | 1): number => medianOf(sides.map(side => medianOf(side[at])))
   return { id: work.id, before: cpu(0), after: cpu(1), ratios, ...estimate(ratios) }
 }
 
@@ -117,8 +119,8 @@ export async function against (ref: string, names: string[]): Promise<Section<Re
     title: `This build against ${sha}: CPU time per request${beside}`,
     notes: [
       `Above 1, this build costs less. Medians of ${PAIRS} pairs of fresh processes, warmed up for ${WARM_UP} s ` +
-        `each and then loaded in turn for ${SLICES} slices of ${SECONDS} s; in brackets the interval in which ` +
-        '95 % of the medians of pairs drawn again lie.'
+        `each and then loaded in turn for ${SLICES} slices of ${SECONDS} s; the ratio of a pair is the median of its ` +
+        'slices\' ratios. In brackets the interval in which 95 % of the medians of pairs drawn again lie.'
     ],
     table: {
       columns: ['work', 'ratio', 'quartiles of the pairs', `${sha}, µs`, 'this build, µs'],
