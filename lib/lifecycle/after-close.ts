@@ -4,6 +4,7 @@ import type { Lease } from '../lease/lease.ts'
 import { settle } from '../lease/settle.ts'
 import { unreplayable, whenOver } from '../protocol/settlement.ts'
 import { capture, WITHOUT_CONTENT } from '../response/outcome.ts'
+import { headersOf } from '../response/reply-headers.ts'
 import type { StoreOutcome } from '../stores/contract.ts'
 import { errorFrom } from '../util/promise.ts'
 import { hasClosed, holdsKey, type Exchange, type Holding } from './exchange.ts'
@@ -109,7 +110,7 @@ function settleEmpty (exchange: Holding): void {
     let outcome = unreplayable(reply.statusCode, exchange.knownFingerprint())
     try {
       if (WITHOUT_CONTENT.has(reply.statusCode)) {
-        outcome = capture(reply, reply.getHeaders(), exchange.fingerprint, route.replayHeaders)
+        outcome = capture(reply, headersOf(reply), exchange.fingerprint, route.replayHeaders)
       }
     } catch (error) {
       logFailure(exchange, error)

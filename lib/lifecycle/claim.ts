@@ -8,6 +8,7 @@ import { idOf, isLarge } from '../protocol/fingerprint.ts'
 import { keyError, readKey } from '../protocol/key.ts'
 import { evaluateClaim, fingerprintIn, needsBody, type Taken, type Verdict } from '../protocol/verdict.ts'
 import { cutOff } from '../request/body.ts'
+import { copyOfHeaders } from '../response/reply-headers.ts'
 import { claimIn, StoreAnswerError, type IdempotencyStore, type StoreClaim } from '../stores/contract.ts'
 import { UnreadableRecordError } from '../stores/record.ts'
 import { errorFrom, isThenable, promiseOf } from '../util/promise.ts'
@@ -222,7 +223,7 @@ function leaveUnused (exchange: Holding, done: Done): void {
 function startLease (exchange: Exchange, takeover: boolean, sent: number): asserts exchange is Holding {
   const { core, request, attempt, id } = exchange
   exchange.lease = new Lease(exchange, sent)
-  exchange.headersBefore = exchange.reply.getHeaders()
+  exchange.headersBefore = copyOfHeaders(exchange.reply)
   core.renewals.add(exchange.lease)
   watchReply(exchange.reply)
   watchClose(exchange)

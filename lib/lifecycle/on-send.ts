@@ -2,6 +2,7 @@ import type { FastifyReply, FastifyRequest, onSendHookHandler } from 'fastify'
 import { settle } from '../lease/settle.ts'
 import { unreplayable, whenReplying } from '../protocol/settlement.ts'
 import { capture, endsAtOnce, isAscii, isResponse, unwrapResponse } from '../response/outcome.ts'
+import { headersOf } from '../response/reply-headers.ts'
 import { cancel, held, isStream, tee, type ByteStream } from '../response/tee.ts'
 import type { StoreOutcome } from '../stores/contract.ts'
 import { errorFrom } from '../util/promise.ts'
@@ -103,7 +104,7 @@ function release (exchange: Holding, content: unknown, done: Done): void {
 
 function complete (exchange: Holding, content: unknown, last: boolean, done: Done): void {
   const { reply, route } = exchange
-  const headers = reply.getHeaders()
+  const headers = headersOf(reply)
   const fingerprint = exchange.body.whole ? fingerprintOf(exchange) : ''
   let outcome = capture(reply, headers, fingerprint, route.replayHeaders)
   // Fastify sends a 204 without the type that it has given a payload (RFC 9110, section 8.6).

@@ -1,5 +1,6 @@
 import type { FastifyReply } from 'fastify'
 import { resetHeaders } from '../response/outcome.ts'
+import { copyOfHeaders } from '../response/reply-headers.ts'
 import { exchangeOf, type Exchange } from './exchange.ts'
 
 /**
@@ -78,7 +79,7 @@ export function sendBy (own: FastifyReply['send'], reply: FastifyReply, payload:
 /** Holds a reply back in our onSend hook. */
 export function holdBack (exchange: Exchange): void {
   const { reply } = exchange
-  exchange.outgoing = { status: reply.statusCode, headers: reply.getHeaders(), overtaken: false }
+  exchange.outgoing = { status: reply.statusCode, headers: copyOfHeaders(reply) ?? {}, overtaken: false }
   Object.defineProperty(reply, 'sent', SENT)
 }
 

@@ -24,7 +24,8 @@ export function endsAtOnce ({ raw, statusCode }: FastifyReply): boolean {
  * does; over HTTP/2, Node.js leaves such a value out.
  */
 export function capture (
-  reply: FastifyReply, given: Record<string, unknown>, fingerprint: string, replayHeaders: (name: string) => boolean
+  reply: FastifyReply, given: Readonly<Record<string, unknown>>, fingerprint: string,
+  replayHeaders: (name: string) => boolean
 ): StoreOutcome {
   const headers = newHeaders()
   let lines = 0
