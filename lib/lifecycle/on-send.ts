@@ -122,7 +122,7 @@ function complete (exchange: Holding, content: unknown, last: boolean, done: Don
       payload = Buffer.from(content)
     }
     outcome.body = payload as string | Buffer
-    if (Buffer.byteLength(outcome.body) > route.maxResponseBytes) {
+    if (isLonger(outcome.body, route.maxResponseBytes)) {
       outcome = unreplayable(outcome.status, outcome.fingerprint)
     }
   } else if (content !== undefined && content !== null) {
@@ -130,6 +130,11 @@ function complete (exchange: Holding, content: unknown, last: boolean, done: Don
     return leave(exchange, done, null, content)
   }
   settleReply(exchange, outcome, payload, done)
+}
+
+/** Whether a body has more than `limit` bytes. A character has three at most: most texts need not be counted. */
+function isLonger (body: string | Buffer, limit: number): boolean {
+  return body.length * 3 > limit && Buffer.byteLength(body) > limit
 }
 
 /** Where the route's own function fails after the handler, the outcome is known to none: it must not run again. */

@@ -55,12 +55,12 @@ export function headOf ({ fingerprint, status, replayable, headers, text }: Stor
   let fields = withLength(fingerprint)
   for (const [name, value] of headers) {
     // A header with several values has several lines.
-    if (typeof value === 'string') fields += fieldOf(name) + fieldOf(value)
+    if (typeof value === 'string') fields += lineOf(name, value)
     else for (const one of value) fields += fieldOf(name) + fieldOf(one)
   }
   if (fields.length > MAX_FIELDS) throw new RangeError('The headers of the response are too large to be kept')
   const flags = (replayable ? REPLAYABLE : 0) | (text ? TEXT : 0)
-  return `${VERSION}${flags}${status}${(MAX_FIELDS + 1 + fields.length).toString(16).slice(1)}${fields}`
+  return `${VERSION}${flags}${status}${lengthOf(fields)}${fields}`
 }
 
 /**
@@ -99,6 +99,31 @@ function numberIn (bytes: Buffer, start: number, end: number, radix: number): nu
     number = number * radix + digit
   }
   return number
+}
+
+/** How long the usual fields are, as it stands before them. */
+const FIELD_LENGTHS = Array.from({ length: 512 }, (_, length) => hexOf(length))
+
+function lengthOf (fields: string): string {
+  return FIELD_LENGTHS[fields.length] ?? hexOf(fields.length)
+}
+
+function hexOf (length: number): string {
+  return (MAX_FIELDS + 1 + length).toString(16).slice(1)
+}
+
+/** The first line of each header name, encoded: most services send the same again and again. */
+const LINES = new Map<string, { value: string, line: string }>()
+const MAX_LINES = 64
+const MAX_VALUE = 128
+
+function lineOf (name: string, value: string): string {
+  const known = LINES.get(name)
+  if (known?.value === value) return known.line
+  // In one piece, which a concatenation would not be.
+  const line = [fieldOf(name), fieldOf(value)].join('')
+  if (known === undefined && LINES.size < MAX_LINES && value.length <= MAX_VALUE) LINES.set(name, { value, line })
+  return line
 }
 
 function fieldOf (text: string): string {

@@ -144,31 +144,31 @@ export class Log {
     key: string, token: string, since: number, attempt: number, outcome: StoreOutcome | undefined,
     binding?: StoreBinding
   ): void {
-    const keyLength = Buffer.byteLength(key)
-    const tokenLength = Buffer.byteLength(token)
     const body = binding === undefined ? outcome?.body : Buffer.concat([Buffer.of(BOUND), encodeBinding(binding)])
     // Without the body, which V8 would have to copy to make one text of both.
     const texts = key + token + (outcome === undefined ? '' : headOf(outcome))
-    const textsEnd = HEAD + Buffer.byteLength(texts)
-    const length = textsEnd + (body === undefined ? 0 : Buffer.byteLength(body))
-    if (length + SLOT_BYTES > this.#maxBytes) {
+    let room = HEAD + mostBytes(texts) + mostBytes(body)
+    if (!this.#fits(room) || room + SLOT_BYTES > this.#maxBytes) {
+      room = HEAD + Buffer.byteLength(texts) + Buffer.byteLength(body ?? '')
+    }
+    if (room + SLOT_BYTES > this.#maxBytes) {
       if (outcome?.replayable === true) {
         return this.append(key, token, since, attempt, { ...outcome, replayable: false, headers: [], body: '' })
       }
       if (binding !== undefined) return this.append(key, token, since, attempt, undefined)
     }
-    const segment = this.#room(length)
+    const segment = this.#room(room)
     const { bytes, used } = segment
+    const textsEnd = HEAD + bytes.write(texts, used + HEAD)
+    const isAscii = textsEnd === HEAD + texts.length
+    const length = textsEnd + write(body, bytes, used + textsEnd)
     const hash = indexHash(key)
     bytes.writeUInt32BE(length, used)
     bytes.writeUInt32BE(hash, used + 4)
     bytes.writeDoubleBE(since, used + 8)
     bytes.writeUInt32BE(attempt, used + 16)
-    bytes.writeUInt16BE(keyLength, used + 20)
-    bytes.writeUInt16BE(tokenLength, used + 22)
-    bytes.write(texts, used + HEAD)
-    if (typeof body === 'string') bytes.write(body, used + textsEnd)
-    else body?.copy(bytes, used + textsEnd)
+    bytes.writeUInt16BE(isAscii ? key.length : Buffer.byteLength(key), used + 20)
+    bytes.writeUInt16BE(isAscii ? token.length : Buffer.byteLength(token), used + 22)
     segment.used += length
     this.#bytes += length + SLOT_BYTES
     this.#index.add(hash, (this.#dropped + this.#segments.length - 1) * SEGMENT_BYTES + used)
@@ -200,10 +200,15 @@ export class Log {
     this.#tail = 0
   }
 
+  #fits (length: number): boolean {
+    const last = this.#segments.at(-1)
+    return last !== undefined && last.used + length <= last.bytes.length
+  }
+
   /** A segment with `length` bytes left; a record that is larger than one gets one of its own. */
   #room (length: number): Segment {
     const last = this.#segments.at(-1)
-    if (last !== undefined && last.used + length <= last.bytes.length) return last
+    if (last !== undefined && this.#fits(length)) return last
     let segment = this.#spare
     if (segment === undefined || length > SEGMENT_BYTES) {
       const size = Math.min((last?.bytes.length ?? FIRST_BYTES / 2) * 2, SEGMENT_BYTES)
@@ -220,6 +225,17 @@ export class Log {
     const number = Math.floor(position / SEGMENT_BYTES)
     return new Ended(this.#segments[number - this.#dropped] as Segment, position - number * SEGMENT_BYTES, this.ttl)
   }
+}
+
+/** Bytes that a text or bytes take at most: to count those of a text costs as much as to write it. */
+function mostBytes (content: string | Buffer = ''): number {
+  return typeof content === 'string' ? content.length * 3 : content.length
+}
+
+/** Returns how many bytes that were. */
+function write (content: string | Buffer | undefined, bytes: Buffer, at: number): number {
+  if (content === undefined) return 0
+  return typeof content === 'string' ? bytes.write(content, at) : content.copy(bytes, at)
 }
 
 /** A key's end is a hash already (fingerprint.ts); keys of another form may share it, at worst. */
