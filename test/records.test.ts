@@ -12,6 +12,8 @@ const SINCE = 1_800_000_000_000
 
 /** What stands after the version and the state: attempt 1, since, ttl, token. */
 const HEAD = `\x00\x00\x00\x01Bz1\x85\xc5\x00\x00\x00AKw@\x00\x00\x00\x00${TOKEN}`
+/** The same for a key that is free or completed: `since` follows from its expiry. */
+const HEAD_AT_END = `\x00\x00\x00\x01${'\x00'.repeat(8)}\x41\x4b\x77\x40\x00\x00\x00\x00${TOKEN}`
 const FINGERPRINT = 'digest.POST.1'
 const CHARGE = 'r\x00\x00\x00\x06charge\x00\x00\x00\x0d{"id":"ch_1"}'
 const HEADERS = '12:content-type25:text/plain; charset=utf-84:link4:</a>4:link4:</b>6:x-name4=6Q=='
@@ -25,7 +27,9 @@ const RECORDS = {
   'freed, bound': `\x01f${HEAD}\x00\x0d${FINGERPRINT}${CHARGE}`,
   'completed, text': `\x01c${HEAD}132010000${(16 + HEADERS.length).toString(16)}13:${FINGERPRINT}${HEADERS}caf\xc3\xa9`,
   'completed, bytes': `\x01c${HEAD}1120100001013:${FINGERPRINT}\x00\xff\n`,
-  'completed, not replayable': `\x01c${HEAD}1020400001013:${FINGERPRINT}`
+  'completed, not replayable': `\x01c${HEAD}1020400001013:${FINGERPRINT}`,
+  'freed, without since': `\x01f${HEAD_AT_END}\x00\x00`,
+  'completed, without since': `\x01c${HEAD_AT_END}1020400001013:${FINGERPRINT}`
 } as const
 
 type Name = keyof typeof RECORDS
@@ -54,6 +58,10 @@ const CLAIMS: Record<Name, object> = {
   },
   'completed, not replayable': {
     outcome: 'completed', attempt: 1, result: result({ status: 204, replayable: false, text: false })
+  },
+  'freed, without since': { outcome: 'acquired', attempt: 2, takeover: false },
+  'completed, without since': {
+    outcome: 'completed', attempt: 1, result: result({ status: 204, replayable: false, text: false })
   }
 }
 const STEPS: Partial<Record<Name, object[]>> = {
@@ -64,9 +72,12 @@ const STEPS: Partial<Record<Name, object[]>> = {
 for (const [name, record] of Object.entries(RECORDS) as Array<[Name, string]>) {
   t.test(`a record of version 1 is read as it was written: ${name}`, async t => {
     const client = await redisClient()
+    const from = Date.now()
     const store = await put(client, name, record)
     const entry = await store.read(name) as StoreEntry
-    t.match(entry, { state: name.split(',')[0], attempt: 1, since: SINCE })
+    t.match(entry, { state: name.split(',')[0], attempt: 1 })
+    if (name.endsWith('without since')) t.ok(Math.abs(entry.since - from) < LEASE)
+    else t.equal(entry.since, SINCE)
     t.same(await store.recorded(name), STEPS[name] ?? [])
     t.match(await store.claim(name, OTHER), CLAIMS[name])
   })

@@ -1,6 +1,7 @@
 import type { FastifyRequest } from 'fastify'
 import { publish, type Subject } from '../events.ts'
 import type { Wording } from '../protocol/verdict.ts'
+import type { Linked } from '../util/linked-list.ts'
 import type { StoreBinding } from '../stores/contract.ts'
 
 /**
@@ -45,7 +46,7 @@ export interface Holder extends Subject {
 }
 
 /** A key that a request of this process holds. Times are the monotonic clock's, in ms. */
-export class Lease {
+export class Lease implements Linked<Lease> {
   readonly holder: Holder
   /** When the claim was sent that took the key. */
   readonly claimedAt: number
@@ -64,7 +65,7 @@ export class Lease {
   /** A commit is with the store; one that was overruled may be, in any state. */
   writing = false
   #waiting: Array<() => void> | undefined
-  /** Neighbours in the order of the claims; renewal.ts links them. */
+  /** Neighbours in the order of the claims. */
   previous: Lease | undefined
   next: Lease | undefined
   #state: LeaseState = 'held'

@@ -1,4 +1,5 @@
 import { loggable, publish } from '../events.ts'
+import { LinkedList } from '../util/linked-list.ts'
 import type { Lease } from './lease.ts'
 import type { StoreCalls } from './store-calls.ts'
 
@@ -14,8 +15,7 @@ export class Renewals {
   readonly #calls: StoreCalls
   readonly #onTurn: (lease: Lease, now: number) => void
   /** The leases that are not over, in the order of their claims. */
-  #first: Lease | undefined
-  #last: Lease | undefined
+  readonly #leases = new LinkedList<Lease>()
   #timer: NodeJS.Timeout | undefined
   #period = Infinity
   readonly #idle: Array<() => void> = []
@@ -27,10 +27,7 @@ export class Renewals {
   }
 
   add (lease: Lease): void {
-    lease.previous = this.#last
-    if (this.#last === undefined) this.#first = lease
-    else this.#last.next = lease
-    this.#last = lease
+    this.#leases.add(lease)
     const period = Math.max(1, Math.min(lease.holder.route.lease / 3, TELL_MS) / 2)
     if (this.#timer === undefined || period < this.#period) this.#start(period)
   }
@@ -42,20 +39,14 @@ export class Renewals {
   }
 
   delete (lease: Lease): void {
-    const { previous, next } = lease
-    if (previous === undefined && this.#first !== lease) return
-    if (previous === undefined) this.#first = next
-    else previous.next = next
-    if (next === undefined) this.#last = previous
-    else next.previous = previous
-    lease.previous = lease.next = undefined
-    if (this.#first === undefined) for (const resolve of this.#idle.splice(0)) resolve()
+    if (!this.#leases.delete(lease)) return
+    if (this.#leases.first === undefined) for (const resolve of this.#idle.splice(0)) resolve()
   }
 
   /** The fingerprint of the request that holds a key in this process, where it is known; else ''. */
   fingerprintOf (storeKey: string): string {
     // The last to claim it: the key of an earlier one was forgotten, which that one has not heard yet.
-    for (let lease = this.#last; lease !== undefined; lease = lease.previous) {
+    for (let lease = this.#leases.last; lease !== undefined; lease = lease.previous) {
       // One whose lease must have passed may not be who the store says holds the key.
       const holds = lease.holder.storeKey === storeKey && !lease.lost && !lease.isOverdue()
       if (holds) return lease.holder.knownFingerprint()
@@ -66,13 +57,13 @@ export class Renewals {
   /** Settles once every lease is over. The process stays alive until then. */
   async idle (): Promise<void> {
     this.#timer?.ref()
-    if (this.#first !== undefined) await new Promise<void>(resolve => { this.#idle.push(resolve) })
+    if (this.#leases.first !== undefined) await new Promise<void>(resolve => { this.#idle.push(resolve) })
   }
 
   /** The leases that are not over, in the order of their claims. */
   all (): Lease[] {
     const leases: Lease[] = []
-    for (let lease = this.#first; lease !== undefined; lease = lease.next) leases.push(lease)
+    for (let lease = this.#leases.first; lease !== undefined; lease = lease.next) leases.push(lease)
     return leases
   }
 
@@ -83,7 +74,7 @@ export class Renewals {
   }
 
   #turn (): void {
-    if (this.#first === undefined) return this.stop()
+    if (this.#leases.first === undefined) return this.stop()
     const now = performance.now()
     for (const lease of this.all()) {
       this.#onTurn(lease, now)

@@ -2,6 +2,7 @@ import {
   acceptedIn, claimIn, recordingIn, stepsIn, type IdempotencyStore, type StoreBinding, type StoreClaim,
   type StoreClaimRequest, type StoreEntry, type StoreRecording, type StoreStep
 } from '../stores/contract.ts'
+import { Deadlines, type Timed } from './deadlines.ts'
 import { errorFrom, isThenable, promiseOf } from '../util/promise.ts'
 
 export type Answer<T> = (error: unknown, value?: T) => void
@@ -42,6 +43,7 @@ export class StoreCalls {
   #lateAt = 0
   /** Operations that are out within their time. */
   #pending = 0
+  readonly #deadlines = new Deadlines<PendingCall>()
   readonly #idle: Array<() => void> = []
 
   constructor (store: IdempotencyStore, ms: number) {
@@ -132,39 +134,31 @@ export class StoreCalls {
   }
 
   #wait<T> (pending: Promise<unknown>, operation: Operation<T>, isProbe: boolean): void {
-    let state: 'pending' | 'settled' | 'late' = 'pending'
     this.#pending++
-    const expire = (): void => {
-      if (state === 'settled') return
-      state = 'late'
-      this.#late = Math.min(this.#late + 1, MAX_LATE)
-      this.#lateAt = performance.now()
-      operation.answered(new StoreTimeout(`The store did not answer within ${this.#ms} ms`))
-      this.#over()
+    const call = new PendingCall(this, operation, isProbe, performance.now() + this.#ms)
+    this.#deadlines.add(call)
+    pending.then(answer => call.answered(answer), (error: unknown) => call.settle(errorFrom(error)))
+  }
+
+  /** A call's time is over. */
+  expired ({ operation }: PendingCall): void {
+    this.#late = Math.min(this.#late + 1, MAX_LATE)
+    this.#lateAt = performance.now()
+    operation.answered(new StoreTimeout(`The store did not answer within ${this.#ms} ms`))
+    this.#over()
+  }
+
+  /** The store has answered a call, or failed at it. */
+  settled (call: PendingCall, error: unknown, value: unknown): void {
+    const { operation, isLate, isProbe } = call
+    if (!isLate) {
+      this.#deadlines.delete(call)
+      if (this.#late > 0) this.#answered(isProbe)
+      operation.answered(error, value)
+      return this.#over()
     }
-    // A process that was frozen runs its timers first: what has arrived meanwhile must still be read.
-    const timer = setTimeout(() => setImmediate(expire), this.#ms).unref()
-    const settle: Answer<T> = (error, value) => {
-      clearTimeout(timer)
-      const wasLate = state === 'late'
-      state = 'settled'
-      if (!wasLate) {
-        if (this.#late > 0) this.#answered(isProbe)
-        operation.answered(error, value)
-        return this.#over()
-      }
-      this.#late = Math.max(0, this.#late - 1)
-      operation.late?.(error, value)
-    }
-    pending.then(answer => {
-      let value
-      try {
-        value = operation.check(answer)
-      } catch (error) {
-        return settle(error)
-      }
-      settle(null, value)
-    }, (error: unknown) => settle(errorFrom(error)))
+    this.#late = Math.max(0, this.#late - 1)
+    operation.late?.(error, value)
   }
 
   /** What follows from the operation has begun. */
@@ -175,5 +169,42 @@ export class StoreCalls {
   /** An answer in time: the store is there, and of those that are out some may never come. */
   #answered (isProbe: boolean): void {
     this.#late = isProbe ? 0 : this.#late - 1
+  }
+}
+
+/** An operation whose answer is waited for. */
+class PendingCall implements Timed<PendingCall> {
+  readonly #calls: StoreCalls
+  readonly operation: Operation<unknown>
+  readonly isProbe: boolean
+  readonly until: number
+  previous: PendingCall | undefined
+  next: PendingCall | undefined
+  isLate = false
+
+  constructor (calls: StoreCalls, operation: Operation<unknown>, isProbe: boolean, until: number) {
+    this.#calls = calls
+    this.operation = operation
+    this.isProbe = isProbe
+    this.until = until
+  }
+
+  expire (): void {
+    this.isLate = true
+    this.#calls.expired(this)
+  }
+
+  answered (answer: unknown): void {
+    let value
+    try {
+      value = this.operation.check(answer)
+    } catch (error) {
+      return this.settle(error)
+    }
+    this.settle(null, value)
+  }
+
+  settle (error: unknown, value?: unknown): void {
+    this.#calls.settled(this, error, value)
   }
 }

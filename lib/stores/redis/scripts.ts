@@ -5,9 +5,10 @@ import { createHash } from 'node:crypto'
  *
  *     version u8 | state u8 | attempt u32 | since f64 | ttl f64 | token (36) | payload
  *
- * The state is `h` (held), `f` (freed) or `c` (completed). The payload of a completed key is the encoded outcome;
- * that of the others is the fingerprint, with its length u16 before it, and, where the key is bound to it, sections
- * with the recorded steps (binding.ts).
+ * The state is `h` (held), `f` (freed) or `c` (completed). `since` is when a held key was claimed; in other states it
+ * is 0 (earlier builds: their beginning), since such a key expires a ttl after its end, and Redis need not be asked for
+ * the time. The payload of a completed key is the encoded outcome; that of the others is the fingerprint, with its
+ * length u16 before it, and, where the key is bound to it, sections with the recorded steps (binding.ts).
  *
  * A held key expires a ttl after its lease, so its lease ends a ttl before its expiry: a renewal is a PEXPIRE, which
  * Redis takes when its memory is full, as it does nothing else but DEL. A key that had to be freed then expires as
@@ -86,9 +87,9 @@ export interface Script { source: string, sha: string }
 const script = (source: string): Script => ({ source, sha: createHash('sha1').update(source).digest('hex') })
 
 /**
- * ARGV: token, lease and ttl together, ttl, takeover. Answers one string: a completed key's record as it is, which
- * begins with its version; else a letter (acquired, taken over, held, or `x` for abandoned), the attempt u32, and the
- * fingerprint of who holds it or, acquired, what the key is bound to.
+ * ARGV: token, lease and ttl together, ttl, and `0` where nothing may be taken over. Answers one string: a completed
+ * key's record as it is, which begins with its version; else a letter (acquired, taken over, held, or `x` for
+ * abandoned), the attempt u32, and the fingerprint of who holds it or, acquired, what the key is bound to.
  */
 export const CLAIM = script(`${RECORD_AND_STATE}
 if not record then
@@ -152,15 +153,14 @@ return 1
 `)
 
 /**
- * ARGV: token, ttl, payload of a completed key, else '', whether it was executed, what a released key is bound to
- * where it is not bound yet, else ''. Where Redis is full, a key is freed by its expiry, and stays as it is bound; one
- * that has nothing to remember is deleted.
+ * ARGV: token, ttl, and the payload of a completed key; for a released one '', whether it was executed, and what it is
+ * bound to where it is not bound yet, else ''. Where Redis is full, a key is freed by its expiry, and stays as it is
+ * bound; one that has nothing to remember is deleted.
  */
 export const END = script(`${RECORD_AND_STATE}
 if not record or string.sub(record, 23, ${HEAD}) ~= ARGV[1] then return 0 end
 if ARGV[3] ~= '' then
-  ${NOW}
-  local completed = '\\1c' .. string.sub(record, 3, 6) .. struct.pack('>dd', now, ARGV[2]) .. ARGV[1] .. ARGV[3]
+  local completed = '\\1c' .. string.sub(record, 3, 6) .. struct.pack('>dd', 0, ARGV[2]) .. ARGV[1] .. ARGV[3]
   redis.call('SET', KEYS[1], completed, 'PX', ARGV[2])
   return 1
 end
@@ -173,8 +173,7 @@ if state == ${HELD} then
   keeps = bound
   if bound then rest = string.sub(record, ${HEAD + 1}) end
 end
-${NOW}
-local freed = '\\1f' .. struct.pack('>I4dd', count, now, ARGV[2]) .. token .. rest
+local freed = '\\1f' .. struct.pack('>I4dd', count, 0, ARGV[2]) .. token .. rest
 local written = redis.pcall('SET', KEYS[1], freed, 'PX', ARGV[2])
 if not written.err then return 1 end
 if not ${IS_FULL} then return written end

@@ -71,7 +71,8 @@ export class RedisStore implements IdempotencyStore {
   }
 
   claim (key: string, { token, lease, ttl, takeover }: StoreClaimRequest): Promise<StoreClaim> {
-    return this.#run(CLAIM, key, [token, lease + ttl, ttl, takeover ? 1 : 0], reply => {
+    const args = takeover ? [token, lease + ttl, ttl] : [token, lease + ttl, ttl, 0]
+    return this.#run(CLAIM, key, args, reply => {
       const found = claimOf(reply)
       return this.#minReplicas === 0 || found.outcome !== 'acquired'
         ? found
@@ -86,7 +87,7 @@ export class RedisStore implements IdempotencyStore {
   }
 
   complete (key: string, token: string, outcome: StoreOutcome, ttl: number): Promise<boolean> {
-    return this.#run(END, key, [token, ttl, recordOf(outcome), 1, ''], reply => this.#accepted(reply, key, token, 'c'))
+    return this.#run(END, key, [token, ttl, recordOf(outcome)], reply => this.#accepted(reply, key, token, 'c'))
   }
 
   release (key: string, token: string, ttl: number, executed: boolean, binding?: StoreBinding): Promise<boolean> {
@@ -115,8 +116,8 @@ export class RedisStore implements IdempotencyStore {
     const now = Number(String(time))
     const until = now + Number(String(left))
     const attempt = record.readUInt32BE(2)
-    const since = record.readDoubleBE(6)
     const ttl = record.readDoubleBE(14)
+    const since = record.readDoubleBE(6) || until - ttl
     switch (record.toString('latin1', 1, 2)) {
       case 'c': return { state: 'completed', attempt, since, until, result: decodeOutcome(record, HEAD) }
       case 'f': return { state: 'freed', attempt, since, until, result: undefined }
