@@ -55,7 +55,7 @@ export function headOf ({ fingerprint, status, replayable, headers, text }: Stor
   let fields = withLength(fingerprint)
   for (const [name, value] of headers) {
     // A header with several values has several lines.
-    if (typeof value === 'string') fields += lineOf(name, value)
+    if (typeof value === 'string') fields += fieldOf(name) + fieldOf(value)
     else for (const one of value) fields += fieldOf(name) + fieldOf(one)
   }
   if (fields.length > MAX_FIELDS) throw new RangeError('The headers of the response are too large to be kept')
@@ -110,20 +110,6 @@ function lengthOf (fields: string): string {
 
 function hexOf (length: number): string {
   return (MAX_FIELDS + 1 + length).toString(16).slice(1)
-}
-
-/** The first line of each header name, encoded: most services send the same again and again. */
-const LINES = new Map<string, { value: string, line: string }>()
-const MAX_LINES = 64
-const MAX_VALUE = 128
-
-function lineOf (name: string, value: string): string {
-  const known = LINES.get(name)
-  if (known?.value === value) return known.line
-  // In one piece, which a concatenation would not be.
-  const line = [fieldOf(name), fieldOf(value)].join('')
-  if (known === undefined && LINES.size < MAX_LINES && value.length <= MAX_VALUE) LINES.set(name, { value, line })
-  return line
 }
 
 function fieldOf (text: string): string {
