@@ -45,7 +45,8 @@ async function runCheck (): Promise<void> {
 const [name, ref, ...works] = process.argv.slice(2)
 
 function partOf (): Pick<Part, 'run'> | undefined {
-  if (name === 'against') return { run: async () => await against(ref ?? 'HEAD', works) }
+  if (name === 'against') return { run: async () => await against('loaded', ref ?? 'HEAD', works) }
+  if (name === 'against-fed') return { run: async () => await against('fed', ref ?? 'HEAD', works) }
   if (name === 'redis-side') return { run: async () => await redisSide(ref) }
   return [...parts, ...more].find(each => each.name === name)
 }
@@ -54,8 +55,8 @@ const part = partOf()
 if (name !== undefined && name !== 'check' && part === undefined) {
   console.error(
     `There is no part "${name}". Parts: ${[...parts, ...more].map(each => each.name).join(', ')}; ` +
-      '"check" compares with the committed results, "against <git ref>" with another build; without a name, ' +
-      'everything runs.'
+      '"check" compares with the committed results, "against <git ref>" and "against-fed <git ref>" with another ' +
+      'build; without a name, everything runs.'
   )
   process.exit(1)
 }

@@ -31,13 +31,20 @@ export class Deadlines<T extends Timed<T>> {
   }
 
   #turn (): void {
-    const now = performance.now()
+    try {
+      this.#expire(performance.now())
+    } finally {
+      // Where one has thrown, the others are still to be told.
+      this.#timer = undefined
+      const { first } = this.#items
+      if (first !== undefined) this.#start(first)
+    }
+  }
+
+  #expire (now: number): void {
     for (let item = this.#items.first; item !== undefined && item.until <= now; item = this.#items.first) {
       this.#items.delete(item)
       item.expire()
     }
-    this.#timer = undefined
-    const { first } = this.#items
-    if (first !== undefined) this.#start(first)
   }
 }
