@@ -8,7 +8,7 @@ import type { StoreOutcome } from '../stores/contract.ts'
 import { errorFrom } from '../util/promise.ts'
 import { isBetterAsBytes, refusedPayload, replacedPayload, replayedPayload } from './answer.ts'
 import { exchangeOf, holdsKey, type Exchange, type Holding } from './exchange.ts'
-import { holdBack, noteBegun, tellDropped, undoOvertaking } from './outgoing.ts'
+import { holdBack, noteBegun, tellDropped, undoLate } from './outgoing.ts'
 import { isRefused, takeRefusal } from './refusal.ts'
 
 type Done = (error?: Error | null, payload?: unknown) => void
@@ -82,7 +82,7 @@ function decide (exchange: Holding, payload: unknown, last: boolean, done: Done)
 function readBody (exchange: Holding, content: unknown, last: boolean, done: Done): void {
   exchange.lease.to('collecting')
   exchange.readRest('keep', error => {
-    undoOvertaking(exchange)
+    undoLate(exchange)
     // The body is there: the reply decides again, or what comes in its place where an option fails now.
     if (exchange.lease.state === 'collecting') exchange.lease.to('held')
     try {
@@ -152,10 +152,10 @@ function fingerprintOf (exchange: Exchange): string {
 function settleReply (exchange: Holding, outcome: StoreOutcome | undefined, payload: unknown, done: Done): void {
   const { core, lease, request, reply } = exchange
   settle(core, lease, { outcome, status: reply.statusCode }, instead => {
+    undoLate(exchange)
     const refusal = takeRefusal(request)
     const verdict = instead ?? (refusal === undefined ? undefined : { refuse: refusal.error })
     if (verdict === undefined) return leave(exchange, done, null, payload)
-    undoOvertaking(exchange)
     if (isStream(payload)) cancel(payload)
     const { error, payload: replacement } = replacedPayload(exchange, verdict)
     leave(exchange, done, error, replacement)
@@ -196,7 +196,6 @@ function storeStream (exchange: Holding, outcome: StoreOutcome, source: ByteStre
 }
 
 function leave (exchange: Exchange, done: Done, error: Error | null, payload?: unknown): void {
-  undoOvertaking(exchange)
   const { outgoing } = exchange
   exchange.outgoing = undefined
   if (outgoing === 'passing') return done(error, payload)

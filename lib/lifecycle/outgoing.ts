@@ -1,6 +1,6 @@
 import type { FastifyReply } from 'fastify'
 import { resetHeaders } from '../response/outcome.ts'
-import { copyOfHeaders } from '../response/reply-headers.ts'
+import { copyOfHeaders, hasHeaders } from '../response/reply-headers.ts'
 import { exchangeOf, type Exchange } from './exchange.ts'
 
 /**
@@ -16,8 +16,6 @@ export type OutgoingReply = 'passing' | HeldBack
 interface HeldBack {
   status: number
   headers: Record<string, unknown>
-  /** Somebody has asked whether the reply was sent, and may have tried to send another. */
-  overtaken: boolean
 }
 
 /**
@@ -79,7 +77,7 @@ export function sendBy (own: FastifyReply['send'], reply: FastifyReply, payload:
 /** Holds a reply back in our onSend hook. */
 export function holdBack (exchange: Exchange): void {
   const { reply } = exchange
-  exchange.outgoing = { status: reply.statusCode, headers: copyOfHeaders(reply) ?? {}, overtaken: false }
+  exchange.outgoing = { status: reply.statusCode, headers: copyOfHeaders(reply) ?? {} }
   Object.defineProperty(reply, 'sent', SENT)
 }
 
@@ -90,12 +88,15 @@ export function tellDropped ({ request, id }: Exchange, payload: unknown): void 
   else request.log.warn({ idempotencyId: id }, told)
 }
 
-/** A reply that came meanwhile may have set a status and headers of its own. */
-export function undoOvertaking ({ outgoing, reply }: Exchange): void {
-  if (outgoing === undefined || outgoing === 'passing' || !outgoing.overtaken) return
-  outgoing.overtaken = false
-  resetHeaders(reply, outgoing.headers)
-  reply.code(outgoing.status)
+/**
+ * To be called where a reply that was held back goes on. What was done to its status and headers meanwhile, by another
+ * reply or by whoever sent this one, would have come too late without the plugin, and is not in what is kept.
+ */
+export function undoLate ({ outgoing, reply }: Exchange): void {
+  if (outgoing === undefined || outgoing === 'passing' || reply.raw.headersSent) return
+  const { status, headers } = outgoing
+  if (!hasHeaders(reply, headers)) resetHeaders(reply, headers)
+  if (reply.statusCode !== status) reply.code(status)
 }
 
 /** Whether the response has ended, or was hijacked: what Fastify calls sent. */
@@ -108,9 +109,7 @@ const SENT: PropertyDescriptor & ThisType<FastifyReply> = {
   enumerable: true,
   get () {
     const outgoing = exchangeOf(this.request)?.outgoing
-    if (outgoing === undefined) return isOnItsWay(this) || hasEnded(this)
-    if (outgoing !== 'passing') outgoing.overtaken = true
-    return true
+    return outgoing !== undefined || isOnItsWay(this) || hasEnded(this)
   }
 }
 

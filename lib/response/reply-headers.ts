@@ -19,9 +19,17 @@ export function headersOf (reply: FastifyReply): Readonly<Headers> {
 
 /** A copy of the headers of a reply as they stand; `undefined` where it has none. */
 export function copyOfHeaders (reply: FastifyReply): Headers | undefined {
-  const headers = ownOf(reply)
-  if (headers === undefined) return reply.getHeaders()
-  return isEmpty(headers) ? undefined : { ...headers }
+  const headers = headersOf(reply)
+  if (isEmpty(headers)) return undefined
+  const copy = { ...headers }
+  // Whoever has set several lines may still have their array.
+  for (const name in copy) if (Array.isArray(copy[name])) copy[name] = [...copy[name] as unknown[]]
+  return copy
+}
+
+/** Whether a reply has these headers, and no others. */
+export function hasHeaders (reply: FastifyReply, headers: Headers): boolean {
+  return isSame(headersOf(reply), headers)
 }
 
 /** Fastify's own object, where it tells all: what was set on the response of Node.js stands elsewhere. */
@@ -35,16 +43,20 @@ function learn (reply: FastifyReply): undefined {
   const headers = reply.getHeaders()
   if (isEmpty(headers)) return
   const symbol = Object.getOwnPropertySymbols(reply).find(({ description }) => description === DESCRIPTION)
-  const held = symbol === undefined ? undefined : (reply as unknown as Record<symbol, unknown>)[symbol]
-  kOwn = symbol !== undefined && isSame(held, headers) ? symbol : null
+  const held = symbol === undefined ? undefined : (reply as unknown as Record<symbol, Headers | undefined>)[symbol]
+  kOwn = symbol !== undefined && isSame(held ?? {}, headers) ? symbol : null
 }
 
 function isEmpty (headers: Headers): boolean {
   return Object.keys(headers).length === 0
 }
 
-function isSame (held: unknown, headers: Headers): boolean {
-  const names = Object.keys(headers)
-  return typeof held === 'object' && held !== null && Object.keys(held).length === names.length &&
-    names.every(name => (held as Headers)[name] === headers[name])
+function isSame (some: Headers, others: Headers): boolean {
+  const names = Object.keys(some)
+  return names.length === Object.keys(others).length && names.every(name => isSameValue(some[name], others[name]))
+}
+
+function isSameValue (one: unknown, other: unknown): boolean {
+  if (!Array.isArray(one) || !Array.isArray(other)) return one === other
+  return one.length === other.length && one.every((line, i) => line === other[i])
 }
