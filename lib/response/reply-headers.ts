@@ -43,8 +43,8 @@ function learn (reply: FastifyReply): undefined {
   const headers = reply.getHeaders()
   if (isEmpty(headers)) return
   const symbol = Object.getOwnPropertySymbols(reply).find(({ description }) => description === DESCRIPTION)
-  const held = symbol === undefined ? undefined : (reply as unknown as Record<symbol, Headers | undefined>)[symbol]
-  kOwn = symbol !== undefined && isSame(held ?? {}, headers) ? symbol : null
+  const held = reply as unknown as Record<symbol, Headers>
+  kOwn = symbol !== undefined && isSame(held[symbol] as Headers, headers) ? symbol : null
 }
 
 function isEmpty (headers: Headers): boolean {
