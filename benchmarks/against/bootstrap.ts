@@ -1,3 +1,5 @@
+import { spread } from '../spread.ts'
+
 /** What several pairs of processes say together. */
 export interface Estimate {
   median: number
@@ -8,11 +10,7 @@ export interface Estimate {
 
 const DRAWS = 10_000
 
-export function medianOf (values: number[]): number {
-  const sorted = [...values].sort((a, b) => a - b)
-  const middle = (sorted.length - 1) / 2
-  return ((sorted[Math.floor(middle)] ?? NaN) + (sorted[Math.ceil(middle)] ?? NaN)) / 2
-}
+export const medianOf = (values: number[]): number => spread(values).median
 
 export function estimate (values: number[]): Estimate {
   const medians = Array.from({ length: DRAWS }, () =>

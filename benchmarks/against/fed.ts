@@ -1,8 +1,5 @@
 /** A side that is fed from memory: what is compared is the server's own work, and less than 3 % can be told. */
-import { fork } from 'node:child_process'
-import { once } from 'node:events'
-import { fileURLToPath } from 'node:url'
-import { serverPrefix } from '../pin.ts'
+import { startProcess } from '../servers.ts'
 import type { Method, Side } from './pair.ts'
 import type { Work } from './works.ts'
 
@@ -19,24 +16,7 @@ export const FED: Method = {
 }
 
 export async function startFed ({ app, path, keys }: Work, build: string, redisPort: number): Promise<Side> {
-  const [execPath = process.execPath, ...execArgv] = [...serverPrefix, process.execPath]
-  const script = fileURLToPath(new URL('../user/fed-server.js', import.meta.url))
-  const child = fork(script, [app, String(redisPort), keys, path], {
-    execPath, execArgv, env: { ...process.env, BENCH_BUILD: build, NODE_ENV: 'production' }
-  })
-  const exited = once(child, 'exit')
-  const failed = exited.then(() => { throw new Error(`the server "${app}" ended by itself`) })
-  failed.catch(() => {})
-  const message = async (): Promise<unknown[]> => await Promise.race([once(child, 'message'), failed])
-  await message()
-  return {
-    async run (requests) {
-      child.send(requests)
-      return (await message())[0] as number
-    },
-    async stop () {
-      child.kill()
-      await exited
-    }
-  }
+  const args = [app, String(redisPort), keys, path]
+  const { ask, stop } = await startProcess('user/fed-server.js', args, { BENCH_BUILD: build })
+  return { run: async requests => await ask<number>(requests), stop }
 }

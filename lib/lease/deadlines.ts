@@ -20,7 +20,7 @@ export class Deadlines<T extends Timed<T>> {
     if (this.#timer === undefined) this.#start(item)
   }
 
-  /** What is over no more is not told. */
+  /** What came in time is not told. */
   delete (item: T): void {
     this.#items.delete(item)
   }
